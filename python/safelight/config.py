@@ -1,0 +1,211 @@
+"""The engine's configuration: one frozen tree, checked when it is built.
+
+A field is declared once. The command line's flags, the keys of a `--config` file and the
+`SAFELIGHT_*` variables are all derived from it (`safelight.fields`); they are flat, so a name is
+unique in the whole tree. Precedence: command line, environment, file, default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from safelight import fields
+from safelight.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ModelConfig(_Section):
+    """Which model, where it runs, in what precision."""
+
+    model_path: Annotated[
+        str, Meta(description="Directory of a diffusers pipeline, or builtin:shapes.")
+    ] = "builtin:shapes"
+    served_model_name: Annotated[
+        str | None, Meta(description="Name clients use; by default the model path's last part.")
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Meta(description="Where the model runs; auto takes CUDA if there."),
+    ] = "auto"
+    dit_precision: Annotated[
+        Precision,
+        Meta(description="Precision of the transformer; auto is bf16 on CUDA, fp32 on CPU."),
+    ] = "auto"
+    vae_precision: Annotated[Precision, Meta(description="Precision of the VAE; auto is fp32.")] = (
+        "auto"
+    )
+    text_encoder_precision: Annotated[
+        Precision, Meta(description="Precision of the text encoder; auto follows the transformer.")
+    ] = "auto"
+    cpu_threads: Annotated[
+        int,
+        Meta(ge=0, le=1024, description="Torch threads of a rank on the CPU; 0 uses every core."),
+    ] = 0
+    prompt_cache_entries: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Prompt embeddings kept, by content hash.")
+    ] = 256
+
+
+class SchedulingConfig(_Section):
+    """How steps are shared out."""
+
+    max_batch_size: Annotated[
+        int, Meta(ge=1, le=1024, description="Most samples that may share one forward.")
+    ] = 16
+    max_running_samples: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="Most samples that hold latents on the ranks at once."),
+    ] = 64
+    max_queued_samples: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Accepted, unfinished samples; beyond it, 429.")
+    ] = 512
+    priority_seconds: Annotated[
+        float,
+        Meta(ge=0, le=1e6, description="What one level of priority is worth, in seconds of work."),
+    ] = 30.0
+
+
+class ServerConfig(_Section):
+    """The HTTP server."""
+
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one.")] = 30000
+    api_key: Annotated[
+        str | None, Meta(description="When set, every /v1 request must carry it as a bearer token.")
+    ] = None
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, le=2**34, description="Largest request body accepted.")
+    ] = 64 * 2**20
+    max_outputs: Annotated[int, Meta(ge=1, le=1000, description="Largest n of a request.")] = 10
+
+
+class StorageConfig(_Section):
+    """Where jobs and their files live."""
+
+    data_dir: Annotated[
+        str, Meta(description="Directory of the job database and the finished files.")
+    ] = "~/.local/share/safelight"
+    embed_parameters: Annotated[
+        bool, Meta(description="Write the resolved parameters into PNG text chunks.")
+    ] = True
+
+
+class RuntimeConfig(_Section):
+    """The processes."""
+
+    startup_timeout: Annotated[
+        float, Meta(gt=0, le=86_400, description="Seconds a process may take to become ready.")
+    ] = 900.0
+    shutdown_grace: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds running work gets to stop after SIGTERM.")
+    ] = 10.0
+    max_restarts: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Restarts of one process within five minutes; beyond it, stop.",
+        ),
+    ] = 3
+    step_timeout: Annotated[
+        float,
+        Meta(
+            gt=0, le=86_400, description="Seconds after which an unanswered plan means a hung rank."
+        ),
+    ] = 600.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Least severe log line shown."),
+    ] = "info"
+
+
+class EngineConfig(_Section):
+    """Everything that is fixed when the engine starts."""
+
+    model: ModelConfig = ModelConfig()
+    scheduling: SchedulingConfig = SchedulingConfig()
+    server: ServerConfig = ServerConfig()
+    storage: StorageConfig = StorageConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.storage.data_dir).expanduser()
+
+    @property
+    def model_name(self) -> str:
+        """The name clients route by."""
+        if self.model.served_model_name:
+            return self.model.served_model_name
+        path = self.model.model_path
+        if path.startswith("builtin:"):
+            return path.removeprefix("builtin:")
+        return Path(path).name
+
+
+SECTIONS: Mapping[str, type[_Section]] = {
+    "model": ModelConfig,
+    "scheduling": SchedulingConfig,
+    "server": ServerConfig,
+    "storage": StorageConfig,
+    "runtime": RuntimeConfig,
+}
+
+
+def engine_fields() -> dict[str, fields.Field]:
+    """Every configuration field by its flat name."""
+    return {f.name: f for section in SECTIONS.values() for f in fields.declared(section)}
+
+
+def build(values: Mapping[str, Any], *, strict: bool = True) -> EngineConfig:
+    """The tree from flat `values`. Raises `ConfigError` naming the wrong or unknown key."""
+    known = engine_fields()
+    fields.refuse_unknown(values, known, what="setting", error=ConfigError)
+    sections = {
+        name: fields.convert(
+            section,
+            {f.name: values[f.name] for f in fields.declared(section) if f.name in values},
+            strict=strict,
+            error=ConfigError,
+        )
+        for name, section in SECTIONS.items()
+    }
+    return EngineConfig(**sections)
+
+
+def from_environment(
+    names: Mapping[str, fields.Field], environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The values of `SAFELIGHT_<NAME>` variables for the fields in `names`."""
+    environ = os.environ if environ is None else environ
+    return {f.name: environ[f.variable] for f in names.values() if f.variable in environ}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A JSON or YAML mapping. Raises `ConfigError` if it cannot be read or is no mapping."""
+    import yaml
+
+    try:
+        text = path.read_text("utf-8")
+    except OSError as failure:
+        raise ConfigError(f"Cannot read the config file {path}: {failure.strerror}.") from failure
+    try:
+        values = yaml.safe_load(text)  # JSON is a subset of YAML
+    except yaml.YAMLError as failure:
+        raise ConfigError(f"{path} is neither JSON nor YAML: {failure}") from failure
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; a mapping of names is needed.")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}

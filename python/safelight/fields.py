@@ -1,0 +1,113 @@
+"""Reads declarations: one annotated struct field feeds CLI, files, environment and HTTP.
+
+A field is declared once, as `name: Annotated[type, msgspec.Meta(description=..., ge=...)] = value`
+in a frozen `msgspec.Struct`. Everything else here is derived: the list of fields (for the command
+line and OpenAPI), conversion of untyped mappings with errors that say what was wrong, and the
+nearest valid name for one that is not known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from safelight.errors import InvalidRequest, SafelightError, UnknownField
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One declared field. `type` is without its `Annotated` wrapper."""
+
+    name: str
+    type: Any
+    meta: msgspec.Meta
+    default: Any
+    required: bool
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "SAFELIGHT_" + self.name.upper()
+
+    @property
+    def help(self) -> str:
+        return self.meta.description or ""
+
+
+def declared(struct: type[msgspec.Struct]) -> tuple[Field, ...]:
+    """The fields of `struct`, in order, with their metadata."""
+    hints = typing.get_type_hints(struct, include_extras=True)
+    return tuple(_field(info, hints[info.name]) for info in msgspec.structs.fields(struct))
+
+
+def _field(info: msgspec.structs.FieldInfo, hint: Any) -> Field:
+    meta = msgspec.Meta()
+    if typing.get_origin(hint) is Annotated:
+        hint, *extras = typing.get_args(hint)
+        meta = next((e for e in extras if isinstance(e, msgspec.Meta)), meta)
+    return Field(info.name, hint, meta, info.default, info.required)
+
+
+def convert(
+    struct: type[T],
+    values: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    error: type[SafelightError] = InvalidRequest,
+) -> T:
+    """`values` as a checked `struct`.
+
+    With `strict=False` strings are read as numbers and booleans (forms, environment). Raises
+    `error` naming the field, what was seen and what would be right.
+    """
+    try:
+        return msgspec.convert(dict(values), struct, strict=strict)
+    except msgspec.ValidationError as failure:
+        raise _explain(failure, values, error) from failure
+
+
+def _explain(
+    failure: msgspec.ValidationError, values: Mapping[str, Any], error: type[SafelightError]
+) -> SafelightError:
+    text = str(failure)
+    found = _PATH.search(text)
+    if found is None:
+        return error(text)
+    name = found["path"].split(".")[0].split("[")[0]
+    reason = _PATH.sub("", text)
+    seen = f", got {values[name]!r:.80}" if name in values else ""
+    return error(f"'{name}': {reason[0].lower()}{reason[1:]}{seen}.", param=name)
+
+
+def unknown(name: str, known: Iterable[str], *, what: str = "field") -> str:
+    """A sentence that says `name` is not known, and the nearest name that is."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"Unknown {what} '{name}'.{hint}"
+
+
+def refuse_unknown(
+    values: Iterable[str],
+    known: Iterable[str],
+    *,
+    what: str = "field",
+    error: type[SafelightError] = UnknownField,
+) -> None:
+    """Raise `error` for the first of `values` that is not in `known`."""
+    names = set(known)
+    for name in values:
+        if name not in names:
+            raise error(unknown(name, sorted(names), what=what), param=name)

@@ -1,0 +1,1 @@
+"""Model families: each has `spec.py` (no torch), `adapter.py` (torch) and `plan.py`."""

@@ -1,0 +1,127 @@
+"""The model card: what a model can do, its defaults and limits. Needs no torch.
+
+The entrypoint checks requests against it before anything is accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from safelight import fields
+from safelight.errors import ConfigError, InvalidRequest, UnknownField
+from safelight.request import Sampling, Task
+
+
+class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inclusive bounds and a grid: legal values are `min + k * step`."""
+
+    min: int
+    max: int
+    step: int = 1
+
+    def __contains__(self, value: int) -> bool:
+        return self.min <= value <= self.max and (value - self.min) % self.step == 0
+
+    def nearest(self, value: int) -> tuple[int, ...]:
+        """The one or two legal values around `value`."""
+        low = self.min + max(0, min(value, self.max) - self.min) // self.step * self.step
+        return (low,) if low == value or low + self.step > self.max else (low, low + self.step)
+
+    def narrowed(self, low: int, high: int) -> Range:
+        """The part of the range within [low, high], on the same grid."""
+        first = self.min + max(0, math.ceil((low - self.min) / self.step)) * self.step
+        return Range(first, min(high, self.max), self.step)
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """One model as clients see it."""
+
+    name: str
+    family: str
+    path: str
+    tasks: tuple[Task, ...]
+    defaults: dict[str, Any]
+    """Values of `Sampling` fields that a request leaves out (without `seed`)."""
+    width: Range
+    height: Range
+    num_frames: Range
+    max_tokens: int
+    """Most transformer tokens of one sample."""
+    patch: tuple[int, int, int]
+    """Frames, rows and columns of pixels behind one transformer token (time as the VAE
+    compresses it: the first frame stands alone)."""
+
+    def tokens(self, sampling: Sampling) -> int:
+        """Transformer tokens of one forward of one sample: the cost model's unit."""
+        time, rows, columns = self.patch
+        latent_frames = (sampling.num_frames - 1) // time + 1
+        return latent_frames * (sampling.height // rows) * (sampling.width // columns)
+
+    def batch_key(self, sampling: Sampling) -> str:
+        """Samples with equal keys may share a forward, at whatever steps they are."""
+        return (
+            f"{self.name}/{sampling.num_frames}x{sampling.height}x{sampling.width}"
+            f"/{sampling.max_sequence_length}"
+        )
+
+    def resolve(self, values: Mapping[str, Any], *, strict: bool = True) -> Sampling:
+        """A full `Sampling` from what the user gave; the card's defaults fill the rest.
+
+        Raises `UnknownField` or `InvalidRequest` with the field, the value and what would fit.
+        """
+        known = [f.name for f in fields.declared(Sampling)]
+        fields.refuse_unknown(values, known, what="sampling parameter", error=UnknownField)
+        given = {key: value for key, value in values.items() if value is not None}
+        sampling = fields.convert(Sampling, {**self.defaults, **given}, strict=strict)
+        self.check(sampling)
+        return sampling
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise `InvalidRequest` unless this model can make it."""
+        for name in ("width", "height", "num_frames"):
+            legal: Range = getattr(self, name)
+            value: int = getattr(sampling, name)
+            if value not in legal:
+                near = " or ".join(str(v) for v in legal.nearest(value))
+                raise InvalidRequest(
+                    f"'{name}' is {value}; {self.name} takes {legal.min} to {legal.max} in steps "
+                    f"of {legal.step}. Nearest: {near}.",
+                    param=name,
+                )
+        if (tokens := self.tokens(sampling)) > self.max_tokens:
+            raise InvalidRequest(
+                f"{sampling.width}x{sampling.height} with {sampling.num_frames} frames is {tokens} "
+                f"tokens; {self.name} takes at most {self.max_tokens}. Ask for fewer frames or a "
+                "smaller size.",
+                param="size",
+            )
+
+
+class CardOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`safelight.json` in a model directory: what its author knows better than the family."""
+
+    name: str | None = None
+    defaults: dict[str, Any] = {}
+    limits: dict[str, tuple[int, int]] = {}
+    """`width`, `height`, `num_frames` -> [least, most]."""
+
+    @staticmethod
+    def read(directory: Path) -> CardOverrides:
+        path = directory / "safelight.json"
+        if not path.is_file():
+            return CardOverrides()
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=CardOverrides)
+        except msgspec.DecodeError as failure:
+            raise ConfigError(f"{path} is not valid: {failure}") from failure
+
+    def apply(self, card: ModelCard) -> ModelCard:
+        ranges = {
+            name: getattr(card, name).narrowed(*bounds) for name, bounds in self.limits.items()
+        }
+        return msgspec.structs.replace(card, defaults={**card.defaults, **self.defaults}, **ranges)

@@ -1,0 +1,267 @@
+"""Every message between processes: frozen, tagged structs, one union per link and direction.
+
+======== =========================== ======================= ==========================
+link     from -> to                   union                   answer
+======== =========================== ======================= ==========================
+requests manager -> scheduler         `ToScheduler`           `FromScheduler`
+ranks    every rank -> scheduler      `FromRank`              `ToRank`
+frames   rank 0 -> output manager     `Frames`                none
+media    output manager -> manager    `FromOutput`            none
+control  every process -> supervisor  `ToSupervisor`          `FromSupervisor`
+======== =========================== ======================= ==========================
+
+Times are `time.monotonic()` seconds, which all processes of a host share. Bulk pixels are not in
+messages: `Frames` names shared memory.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from safelight.request import Delivery, SampleSpec, State
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages; the tag is the class name."""
+
+
+# ------------------------------------------------------------------------- manager and scheduler
+
+
+class Submit(Message):
+    """Take these samples. A sample that is already known with this attempt is ignored."""
+
+    samples: tuple[SampleSpec, ...]
+
+
+class Cancel(Message):
+    """Stop these samples within one step. Unknown ones are ignored."""
+
+    samples: tuple[str, ...]
+
+
+class Written(Message):
+    """The files of these samples are durable: forget them everywhere."""
+
+    samples: tuple[str, ...]
+
+
+class Redeliver(Message):
+    """The output manager was lost: decode these samples again from their final latents."""
+
+    samples: tuple[str, ...]
+
+
+ToScheduler = Submit | Cancel | Written | Redeliver
+
+
+class SampleProgress(msgspec.Struct, frozen=True, kw_only=True):
+    sample: str
+    attempt: int
+    state: State
+    step: int
+    steps: int
+    eta: float
+    """Predicted seconds until it is finished."""
+    position: int
+    """Samples that are served before it; 0 when it is in the running batch."""
+
+
+class Progress(Message):
+    """Samples that moved."""
+
+    samples: tuple[SampleProgress, ...]
+
+
+class SampleFailed(Message):
+    sample: str
+    attempt: int
+    code: str
+    message: str
+
+
+class SampleCancelled(Message):
+    sample: str
+    attempt: int
+
+
+class PlanDone(Message):
+    """What one forward plan cost; feeds metrics, benchmarks and tests."""
+
+    group: int
+    op: str
+    samples: tuple[str, ...]
+    steps: int
+    started: float
+    finished: float
+
+
+class GroupStatus(Message):
+    """A worker group came or went."""
+
+    group: int
+    ready: bool
+    detail: str
+
+
+class Load(Message):
+    """How busy the scheduler is: the basis of admission and of `Retry-After`."""
+
+    unfinished: int
+    backlog: float
+    """Predicted seconds of work for everything accepted."""
+
+
+FromScheduler = Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Load
+
+
+# --------------------------------------------------------------------------- scheduler and ranks
+
+
+class RankHello(Message):
+    """The first message of a rank: it has loaded the model and holds no samples."""
+
+    group: int
+    rank: int
+    world_size: int
+    pid: int
+    load_seconds: float
+    peak_memory: int
+    """Bytes: resident on CPU, allocated on CUDA."""
+
+
+class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
+    sample: str
+    code: str
+    message: str
+
+
+class Report(Message):
+    """Plan `seq` was executed. Rank 0's counts; the others' are acknowledgements."""
+
+    group: int
+    rank: int
+    seq: int
+    started: float
+    finished: float
+    failures: tuple[SampleFailure, ...] = ()
+
+
+FromRank = RankHello | Report
+
+
+class Encode(Message):
+    """Turn prompts into conditioning, draw the noise."""
+
+    seq: int
+    release: tuple[str, ...]
+    samples: tuple[SampleSpec, ...]
+
+
+class Step(Message):
+    """Advance this batch by `steps` denoising steps."""
+
+    seq: int
+    release: tuple[str, ...]
+    samples: tuple[str, ...]
+    steps: int = 1
+
+
+class Decode(Message):
+    """Latents to frames, handed to the output manager."""
+
+    seq: int
+    release: tuple[str, ...]
+    samples: tuple[str, ...]
+
+
+class Drop(Message):
+    """Nothing to compute; forget the samples in `release`."""
+
+    seq: int
+    release: tuple[str, ...]
+
+
+class Shutdown(Message):
+    """Finish and exit with status 0."""
+
+    seq: int
+
+
+Plan = Encode | Step | Decode | Drop
+ToRank = Plan | Shutdown
+
+
+# ----------------------------------------------------------------- ranks, output manager, manager
+
+
+class Frames(Message):
+    """uint8 frames of one sample in shared memory, C order."""
+
+    sample: str
+    attempt: int
+    memory: str
+    """A path that opens the shared memory, as long as the rank holds the sample."""
+    shape: tuple[int, int, int, int]
+    """[T, H, W, 3]"""
+    delivery: Delivery
+
+
+class MediaReady(Message):
+    """One sample's file is durable."""
+
+    sample: str
+    attempt: int
+    path: str
+    media_type: str
+    nbytes: int
+    sha256: str
+    width: int
+    height: int
+    num_frames: int
+
+
+class MediaFailed(Message):
+    sample: str
+    attempt: int
+    code: str
+    message: str
+
+
+FromOutput = MediaReady | MediaFailed
+
+
+# ------------------------------------------------------------------------- everyone and supervisor
+
+
+class Starting(Message):
+    """What a process is busy with while it starts, for the progress display."""
+
+    process: str
+    stage: str
+
+
+class Ready(Message):
+    """The process serves. `detail` is for people (for example the address)."""
+
+    process: str
+    pid: int
+    detail: str = ""
+
+
+ToSupervisor = Starting | Ready
+
+
+class Stop(Message):
+    """Finish within `grace` seconds, then exit with status 0."""
+
+    grace: float
+
+
+class PeerRestarted(Message):
+    """Another process died and is back, without its memory."""
+
+    process: str
+
+
+FromSupervisor = Stop | PeerRestarted
