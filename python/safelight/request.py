@@ -143,6 +143,7 @@ class Event(enum.StrEnum):
     LAST_STEP = "last_step"  # the last denoising step done
     DECODED = "decoded"  # frames handed to the output manager
     WRITTEN = "written"  # the file is durable
+    REWRITE = "rewrite"  # the file was lost before it was durable: decode again
     FAIL = "fail"  # it, and it alone, failed
     CANCEL = "cancel"  # the user or a disconnect stopped it
     LOST = "lost"  # the ranks that held it are gone: start again
@@ -162,6 +163,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.DECODING: {Event.DECODED: State.WRITING, Event.LOST: State.QUEUED, **_ENDINGS},
     State.WRITING: {
         Event.WRITTEN: State.COMPLETED,
+        Event.REWRITE: State.DECODING,
         Event.LOST: State.QUEUED,
         **_ENDINGS,
     },

@@ -81,7 +81,7 @@ def arguments(name: str) -> Path:
     """Parse `--run-dir DIR --parent PID`, set the death signal, return the run directory."""
     parser = argparse.ArgumentParser(prog=name)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="pid that must be alive")
     parsed = parser.parse_args()
     die_with_parent(parsed.parent)
     return parsed.run_dir

@@ -118,6 +118,15 @@ FromScheduler = Progress | SampleFailed | SampleCancelled | PlanDone | GroupStat
 # --------------------------------------------------------------------------- scheduler and ranks
 
 
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """What one forward cost during warm-up."""
+
+    op: str
+    tokens: int
+    batch: int
+    seconds: float
+
+
 class RankHello(Message):
     """The first message of a rank: it has loaded the model and holds no samples."""
 
@@ -128,6 +137,8 @@ class RankHello(Message):
     load_seconds: float
     peak_memory: int
     """Bytes: resident on CPU, allocated on CUDA."""
+    timings: tuple[Timing, ...] = ()
+    """Warm-up measurements; they prime the cost model."""
 
 
 class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,7 +260,14 @@ class Ready(Message):
     detail: str = ""
 
 
-ToSupervisor = Starting | Ready
+class Hung(Message):
+    """A process does not answer any more: it should be ended and started again."""
+
+    process: str
+    detail: str
+
+
+ToSupervisor = Starting | Ready | Hung
 
 
 class Stop(Message):

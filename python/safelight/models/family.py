@@ -1,0 +1,55 @@
+"""The adapter protocol: what a family implements so that its model can be served in steps.
+
+Three kinds of state are never mixed: the immutable request (`SampleSpec`), the session (tensors of
+one sample, on the device) and the conditioning (private to the family).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from safelight.request import SampleSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Frames = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
+    """uint8 [T, H, W, 3]"""
+
+
+class Session(Protocol):
+    """One sample between its encode and its release."""
+
+    spec: SampleSpec
+    index: int
+    """Denoising steps done."""
+    latents: torch.Tensor
+
+
+class Family(Protocol):
+    """A loaded model. All methods run under `torch.inference_mode`, on the rank's device."""
+
+    def describe(self) -> str:
+        """Device and precision, for people."""
+        ...
+
+    def encode(self, sample: SampleSpec) -> Any:
+        """Conditioning of `sample` (prompts to embeddings), cached by content hash."""
+        ...
+
+    def begin(self, sample: SampleSpec, conditioning: Any) -> Session:
+        """Starting noise, timesteps and the sample's own copy of the sampler."""
+        ...
+
+    def step(self, batch: Sequence[Any]) -> None:
+        """ONE denoising step for every session of `batch`, which may be at different steps.
+
+        A batch of one gives the bits of the diffusers pipeline.
+        """
+        ...
+
+    def decode(self, sessions: Sequence[Any]) -> Sequence[Frames]:
+        """Finished latents to frames, one array a session."""
+        ...

@@ -1,0 +1,91 @@
+"""Which family runs which pipeline class. Adding a family is one folder and one line here.
+
+Families are imported lazily; `load_card` imports no torch, `load_family` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safelight import fields
+from safelight.builtin import builtin_model
+from safelight.config import EngineConfig
+from safelight.errors import ConfigError
+from safelight.models.card import CardOverrides, ModelCard
+
+if TYPE_CHECKING:
+    from safelight.models.family import Family
+
+FAMILIES = {
+    "WanPipeline": "safelight.models.wan",
+}
+"""Pipeline class in `model_index.json` -> family package."""
+
+
+def model_directory(model_path: str) -> Path:
+    """The directory a model path means. Raises `ConfigError` if it holds no pipeline."""
+    if model_path.startswith("builtin:"):
+        try:
+            return builtin_model(model_path.removeprefix("builtin:"))
+        except ValueError as failure:
+            raise ConfigError(str(failure), param="model_path") from failure
+    directory = Path(model_path).expanduser().resolve()
+    if not (directory / "model_index.json").is_file():
+        raise ConfigError(
+            f"'{model_path}' is not a diffusers pipeline: there is no model_index.json in it. Give "
+            "the directory that save_pretrained wrote, or builtin:shapes.",
+            param="model_path",
+        )
+    return directory
+
+
+def pipeline_class(directory: Path) -> str:
+    """The pipeline class named in `model_index.json`. Raises `ConfigError` if there is none."""
+    index = read_json(directory / "model_index.json")
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise ConfigError(f"{directory}/model_index.json names no pipeline class.")
+    return name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model directory. Raises `ConfigError` if it is missing or broken."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as failure:
+        raise ConfigError(f"Cannot read {path}: {failure}") from failure
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a JSON object.")
+    return value
+
+
+def _family_package(directory: Path) -> str:
+    name = pipeline_class(directory)
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"No family runs '{name}'. Families: {', '.join(sorted(FAMILIES))}. "
+            + fields.unknown(name, FAMILIES, what="pipeline class"),
+            param="model_path",
+        )
+    return FAMILIES[name]
+
+
+def load_card(config: EngineConfig) -> ModelCard:
+    """The card of the configured model; reads JSON files only."""
+    directory = model_directory(config.model.model_path)
+    spec = importlib.import_module(_family_package(directory) + ".spec")
+    overrides = CardOverrides.read(directory)
+    name = config.model_name if config.model.served_model_name else overrides.name
+    card: ModelCard = spec.card(directory, name or config.model_name)
+    return overrides.apply(card)
+
+
+def load_family(config: EngineConfig) -> Family:
+    """The configured model, loaded on its device."""
+    directory = model_directory(config.model.model_path)
+    adapter = importlib.import_module(_family_package(directory) + ".adapter")
+    family: Family = adapter.load(directory, config.model)
+    return family

@@ -1,0 +1,1 @@
+"""Wan 2.1 text-to-video (and, with one frame, text-to-image)."""

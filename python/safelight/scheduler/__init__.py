@@ -1,0 +1,1 @@
+"""The scheduler: which samples share the next step. Imports no torch."""

@@ -1,0 +1,379 @@
+"""The scheduler without I/O: `handle(message, now)` returns what to send.
+
+It owns no socket, no clock and no thread, so every policy is tested without a process. A tick reads
+top-down: take the message, answer finished plans, then keep every worker group two plans deep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from safelight.config import SchedulingConfig
+from safelight.request import Event, SampleSpec, State
+from safelight.scheduler import policy
+from safelight.scheduler.batch import PLANS_AHEAD, Batcher, Group, Pending
+from safelight.scheduler.cost import CostModel
+from safelight.scheduler.table import Entry
+from safelight.wire import messages as m
+
+MAX_LOSSES = 3
+"""A sample whose ranks died so often is failed: it may be what kills them."""
+
+
+@dataclass(frozen=True)
+class ToManager:
+    message: m.FromScheduler
+
+
+@dataclass(frozen=True)
+class ToGroup:
+    """Send `message` to every rank of a group, in this order."""
+
+    group: int
+    world_size: int
+    message: m.ToRank
+
+
+@dataclass(frozen=True)
+class ToSupervisor:
+    message: m.ToSupervisor
+
+
+Command = ToManager | ToGroup | ToSupervisor
+
+
+class Core:
+    """All samples and worker groups. Not thread-safe; one caller."""
+
+    def __init__(self, config: SchedulingConfig, step_timeout: float) -> None:
+        self.config = config
+        self.step_timeout = step_timeout
+        self.cost = CostModel()
+        self.entries: dict[str, Entry] = {}
+        self.groups: dict[int, Group] = {}
+        self._batcher = Batcher(config, self.cost)
+        self._serial = 0
+        self._out: list[Command] = []
+        self._handlers: dict[type, Callable[..., None]] = {
+            m.Submit: self._submit,
+            m.Cancel: self._cancel,
+            m.Written: self._written,
+            m.Redeliver: self._redeliver,
+            m.RankHello: self._hello,
+            m.Report: self._report,
+        }
+
+    def handle(self, message: m.ToScheduler | m.FromRank, now: float) -> list[Command]:
+        """React to one message at time `now` (monotonic seconds)."""
+        self._handlers[type(message)](message, now)
+        return self._finish(now)
+
+    def tick(self, now: float) -> list[Command]:
+        """React to the passing of time alone: plans that are overdue."""
+        for group in self.groups.values():
+            if group.pending and now >= group.pending[0].sent + self.step_timeout:
+                self._hung(group, group.pending[0])
+        return self._finish(now)
+
+    def deadline(self) -> float | None:
+        """When `tick` must be called if nothing comes before; None if nothing is running."""
+        sent = [g.pending[0].sent for g in self.groups.values() if g.pending and g.ready]
+        return min(sent) + self.step_timeout if sent else None
+
+    def _finish(self, now: float) -> list[Command]:
+        for group in self.groups.values():
+            self._fill(group, now)
+        out, self._out = self._out, []
+        return out
+
+    # ------------------------------------------------------------------ from the request manager
+
+    def _submit(self, message: m.Submit, now: float) -> None:
+        added = [self._add(spec, now) for spec in message.samples if self._is_new(spec)]
+        for group in self.groups.values():
+            group.dirty = True
+        if added:
+            self._tell(m.Progress(samples=tuple(self._progress(e, now) for e in added)))
+            self._tell_load()
+
+    def _is_new(self, spec: SampleSpec) -> bool:
+        known = self.entries.get(spec.id)
+        return known is None or known.spec.attempt < spec.attempt
+
+    def _add(self, spec: SampleSpec, now: float) -> Entry:
+        if (older := self.entries.get(spec.id)) is not None:
+            self._forget(older)
+        self._serial += 1
+        entry = self.entries[spec.id] = Entry(spec, self._serial, now)
+        self._batcher.enqueue(entry, now)
+        self._batcher.fresh.add(entry)
+        return entry
+
+    def _cancel(self, message: m.Cancel, now: float) -> None:
+        for name in message.samples:
+            if (entry := self.entries.get(name)) is not None and not entry.cancelled:
+                entry.cancelled = True
+                self._unqueue(entry)
+                if not entry.in_flight:
+                    self._end_cancelled(entry)
+
+    def _end_cancelled(self, entry: Entry) -> None:
+        entry.move(Event.CANCEL)
+        self._tell(m.SampleCancelled(sample=entry.spec.id, attempt=entry.spec.attempt))
+        self._forget(entry)
+
+    def _written(self, message: m.Written, now: float) -> None:
+        for name in message.samples:
+            entry = self.entries.get(name)
+            if entry is not None and entry.state is State.WRITING:
+                entry.move(Event.WRITTEN)
+                self._forget(entry)
+        self._tell_load()
+
+    def _redeliver(self, message: m.Redeliver, now: float) -> None:
+        for name in message.samples:
+            entry = self.entries.get(name)
+            if entry is None or entry.state is not State.WRITING or entry.group is None:
+                continue
+            entry.move(Event.REWRITE)
+            entry.planned = entry.done = entry.steps + 1
+            self.groups[entry.group].writing -= 1
+            self.groups[entry.group].finished.append(entry)
+
+    # ------------------------------------------------------------------------------ from the ranks
+
+    def _hello(self, message: m.RankHello, now: float) -> None:
+        group = self.groups.get(message.group)
+        stale = group is not None and message.rank in group.pids
+        if group is None or stale:
+            if group is not None:
+                self._lose(group, now)
+            group = self.groups[message.group] = Group(message.group, message.world_size)
+        group.pids[message.rank] = message.pid
+        for timing in message.timings if message.rank == 0 else ():
+            self.cost.observe(timing.op, timing.tokens, timing.batch, timing.seconds)
+        if group.ready:
+            self._tell(m.GroupStatus(group=group.index, ready=True, detail="serving"))
+            self._tell_load()
+
+    def lost(self, index: int, now: float) -> list[Command]:
+        """The ranks of group `index` are gone; what they held starts again."""
+        if (group := self.groups.pop(index, None)) is not None:
+            self._lose(group, now)
+        return self._finish(now)
+
+    def _lose(self, group: Group, now: float) -> None:
+        self._tell(m.GroupStatus(group=group.index, ready=False, detail="its ranks were lost"))
+        for entry in [e for e in self.entries.values() if e.group == group.index]:
+            entry.restart()
+            if entry.cancelled:
+                self._end_cancelled(entry)
+            elif entry.losses >= MAX_LOSSES:
+                text = f"The ranks that ran it were lost {entry.losses} times."
+                self._fail(entry, "ranks_lost", text)
+            else:
+                self._batcher.enqueue(entry, now)
+                self._batcher.fresh.add(entry)
+
+    def _hung(self, group: Group, pending: Pending) -> None:
+        ranks = ", ".join(str(rank) for rank in sorted(pending.missing))
+        text = f"no answer to plan {pending.plan.seq} ({pending.op}) from rank {ranks}"
+        self._out.append(
+            ToSupervisor(m.Hung(process=f"workers-{group.index}", detail=text)),
+        )
+        pending.sent += self.step_timeout  # say so once per timeout
+
+    def _report(self, message: m.Report, now: float) -> None:
+        group = self.groups.get(message.group)
+        if group is None or not group.pending or group.pending[0].plan.seq != message.seq:
+            return  # an answer to a plan of a lost incarnation
+        pending = group.pending[0]
+        pending.missing.discard(message.rank)
+        if message.rank == 0:
+            self._account(group, pending, message, now)
+        if not pending.missing:
+            group.pending.popleft()
+            if group.pending:  # it begins now; the wait behind the last plan was not its own
+                group.pending[0].sent = now
+
+    def _account(self, group: Group, pending: Pending, report: m.Report, now: float) -> None:
+        """Rank 0 executed a plan: move its samples on."""
+        if pending.op == "drop":
+            return
+        failures = {failure.sample: failure for failure in report.failures}
+        moved = []
+        for entry in pending.entries:
+            failure = failures.get(entry.spec.id)
+            if self.entries.get(entry.spec.id) is not entry:
+                continue  # it ended while the plan ran
+            if failure is not None:
+                self._fail(entry, failure.code, failure.message)
+                continue
+            entry.report()
+            if entry.cancelled:
+                if not entry.in_flight:
+                    self._end_cancelled(entry)
+                continue
+            moved.append(entry)
+            group.writing += entry.state is State.WRITING
+        if not failures and pending.entries:
+            tokens = pending.entries[0].spec.tokens
+            seconds = report.finished - report.started
+            self.cost.observe(pending.op, tokens, len(pending.entries), seconds)
+        self._tell_done(group, pending, report, moved, now)
+
+    def _tell_done(
+        self, group: Group, pending: Pending, report: m.Report, moved: list[Entry], now: float
+    ) -> None:
+        if moved:
+            self._tell(m.Progress(samples=self._running_progress(moved)))
+        self._tell(
+            m.PlanDone(
+                group=group.index,
+                op=pending.op,
+                samples=tuple(e.spec.id for e in pending.entries),
+                steps=1,
+                started=report.started,
+                finished=report.finished,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------ planning
+
+    def _fill(self, group: Group, now: float) -> None:
+        """Keep the group `PLANS_AHEAD` plans deep."""
+        while group.ready and len(group.pending) < PLANS_AHEAD:
+            entries = self._batcher.choose(group, now)
+            if not entries:
+                break
+            self._send_plan(group, entries, now)
+        if group.ready and group.release and not group.pending:
+            self._send(group, m.Drop(seq=group.next_seq(), release=()), "drop", [], now)
+
+    def _send_plan(self, group: Group, entries: list[Entry], now: float) -> None:
+        op, seq = entries[0].next_op, group.next_seq()
+        names = tuple(e.spec.id for e in entries)
+        plan: m.Plan
+        if op == "encode":
+            plan = m.Encode(seq=seq, release=(), samples=tuple(e.spec for e in entries))
+        elif op == "step":
+            plan = m.Step(seq=seq, release=(), samples=names)
+        else:
+            plan = m.Decode(seq=seq, release=(), samples=names)
+        seconds = self.cost.predict(op, entries[0].spec.tokens)
+        for entry in entries:
+            entry.plan()
+            policy.spend(entry, seconds)
+        self._send(group, plan, op, list(entries), now)
+        if op == "step":
+            self._retire_finished(group, entries)
+
+    def _retire_finished(self, group: Group, entries: list[Entry]) -> None:
+        """Those whose last step is planned leave the batch; their decode is next."""
+        ended = [e for e in entries if e.planned > e.steps]
+        if ended:
+            group.finished.extend(ended)
+            group.running = [e for e in group.running if e not in ended]
+            group.dirty = True
+
+    def _send(self, group: Group, plan: m.Plan, op: str, entries: list[Entry], now: float) -> None:
+        if group.release:
+            plan = _with_release(plan, tuple(group.release))
+            group.release = []
+        group.pending.append(Pending(plan, op, entries, now, set(range(group.world_size))))
+        self._out.append(ToGroup(group.index, group.world_size, plan))
+
+    # ----------------------------------------------------------------------------------- endings
+
+    def _fail(self, entry: Entry, code: str, message: str) -> None:
+        entry.move(Event.FAIL)
+        self._tell(
+            m.SampleFailed(
+                sample=entry.spec.id, attempt=entry.spec.attempt, code=code, message=message
+            )
+        )
+        self._forget(entry)
+
+    def _unqueue(self, entry: Entry) -> None:
+        """Take it out of every queue and batch, so that no further plan contains it."""
+        group = self.groups.get(entry.group) if entry.group is not None else None
+        queue = self._batcher.fresh if group is None else group.waiting
+        if entry in queue:
+            queue.remove(entry)
+        if group is not None:
+            group.running = [e for e in group.running if e is not entry]
+            group.finished = [e for e in group.finished if e is not entry]
+            group.dirty = True
+
+    def _forget(self, entry: Entry) -> None:
+        """It is over; the ranks may drop what they hold of it."""
+        self._unqueue(entry)
+        self.entries.pop(entry.spec.id, None)
+        group = self.groups.get(entry.group) if entry.group is not None else None
+        if group is not None:
+            group.held -= 1
+            group.writing -= entry.delivered
+            group.release.append(entry.spec.id)
+
+    # ----------------------------------------------------------------------------------- telling
+
+    def _tell(self, message: m.FromScheduler) -> None:
+        self._out.append(ToManager(message))
+
+    def _tell_load(self) -> None:
+        ready = max(1, sum(group.ready for group in self.groups.values()))
+        # A sum over all entries: only when samples come or go, never per step.
+        backlog = sum(entry.work for entry in self.entries.values()) / ready
+        self._tell(m.Load(unfinished=len(self.entries), backlog=backlog * self._efficiency()))
+
+    def _efficiency(self) -> float:
+        """Seconds a sample-step costs in the running batches, over what it costs alone."""
+        for group in self.groups.values():
+            if group.running:
+                tokens, size = group.running[0].spec.tokens, len(group.running)
+                alone = self.cost.predict("step", tokens) * size
+                return min(1.0, self.cost.predict("step", tokens, size) / alone)
+        return 1.0
+
+    def _running_progress(self, entries: list[Entry]) -> tuple[m.SampleProgress, ...]:
+        """Progress of samples that were in one plan (so of one size and batch)."""
+        tokens, size = entries[0].spec.tokens, len(entries)
+        step = self.cost.predict("step", tokens, size)
+        decode = self.cost.predict("decode", tokens)
+        return tuple(
+            m.SampleProgress(
+                sample=e.spec.id,
+                attempt=e.spec.attempt,
+                state=e.state,
+                step=(done := e.steps_done),
+                steps=e.steps,
+                eta=(e.steps - done) * step + decode,
+                position=0,
+            )
+            for e in entries
+        )
+
+    def _progress(self, entry: Entry, now: float) -> m.SampleProgress:
+        """Progress of a sample that waits: who is served before it, and for how long."""
+        position = self._batcher.fresh.position(entry) if entry in self._batcher.fresh else 0
+        ahead = self._work_of(self._batcher.fresh.head(min(position, 64)))
+        ahead += self._work_of(e for g in self.groups.values() for e in g.running)
+        return m.SampleProgress(
+            sample=entry.spec.id,
+            attempt=entry.spec.attempt,
+            state=entry.state,
+            step=entry.steps_done,
+            steps=entry.steps,
+            eta=ahead * self._efficiency() + entry.work,
+            position=position,
+        )
+
+    def _work_of(self, entries: Iterable[Entry]) -> float:
+        return sum(entry.work for entry in entries)
+
+
+def _with_release(plan: m.Plan, release: tuple[str, ...]) -> m.Plan:
+    return msgspec.structs.replace(plan, release=release)

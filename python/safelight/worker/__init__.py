@@ -1,0 +1,1 @@
+"""A rank: executes plans on its part of the model. Sees no HTTP, no user files, no pickles."""

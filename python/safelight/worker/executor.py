@@ -1,0 +1,122 @@
+"""Executes plans: the sessions of a rank, and what may go wrong with one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from safelight import log
+from safelight.errors import GenerationFailed
+from safelight.request import SampleSpec
+from safelight.wire.messages import Decode, Encode, Plan, SampleFailure, Step
+
+if TYPE_CHECKING:
+    from safelight.models.family import Family, Frames
+
+logger = log.get(__name__)
+
+MODEL_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    GenerationFailed,
+    LookupError,
+    OSError,
+    RuntimeError,  # includes torch.OutOfMemoryError
+    TypeError,
+    ValueError,
+)
+"""What model code raises for one bad sample. Anything else ends the rank."""
+
+
+class Executor:
+    """The samples a rank holds. `deliver(spec, frames)` is called for every decoded sample."""
+
+    def __init__(self, family: Family, deliver: Callable[[SampleSpec, Frames], None]) -> None:
+        self._family = family
+        self._deliver = deliver
+        self._sessions: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def release(self, samples: Sequence[str]) -> None:
+        """Forget samples. Unknown ones are ignored."""
+        for name in samples:
+            self._sessions.pop(name, None)
+
+    @torch.inference_mode()
+    def execute(self, plan: Plan) -> tuple[SampleFailure, ...]:
+        """Run one plan. Samples that fail, fail alone, and are dropped."""
+        failures: dict[str, SampleFailure] = {}
+        if isinstance(plan, Encode):
+            for spec in plan.samples:
+                self._guard(spec.id, failures, self._begin, spec)
+        elif isinstance(plan, Step):
+            for _ in range(plan.steps):
+                self._batch(plan.samples, failures, self._step)
+        elif isinstance(plan, Decode):
+            self._batch(plan.samples, failures, self._decode)
+        self.release(tuple(failures))
+        return tuple(failures.values())
+
+    def _guard(
+        self,
+        sample: str,
+        failures: dict[str, SampleFailure],
+        act: Callable[[Any], None],
+        argument: Any,
+    ) -> None:
+        try:
+            act(argument)
+        except MODEL_ERRORS as failure:
+            logger.warning("sample failed", sample=sample, exc_info=True)
+            code = failure.code if isinstance(failure, GenerationFailed) else None
+            if isinstance(failure, torch.OutOfMemoryError):
+                code = "out_of_memory"
+            failures[sample] = SampleFailure(
+                sample=sample,
+                code=code or "generation_failed",
+                message=f"{type(failure).__name__}: {failure}"[:500],
+            )
+
+    def _batch(
+        self,
+        samples: Sequence[str],
+        failures: dict[str, SampleFailure],
+        act: Callable[[list[Any]], None],
+    ) -> None:
+        """`act` on all at once; if that fails, on each alone, to find the one at fault."""
+        sessions = [self._sessions[s] for s in samples if s in self._sessions]
+        if not sessions:
+            return
+        before = {s.spec.id: s.index for s in sessions}
+        if len(sessions) > 1:
+            try:
+                act(sessions)
+                return
+            except MODEL_ERRORS:
+                logger.warning("batch failed, trying one by one", size=len(sessions), exc_info=True)
+        for session in sessions:
+            # One that got its step before the batch failed must not get it twice.
+            if session.index == before[session.spec.id]:
+                self._guard(session.spec.id, failures, act, [session])
+
+    def _begin(self, spec: SampleSpec) -> None:
+        conditioning = self._family.encode(spec)
+        self._sessions[spec.id] = self._family.begin(spec, conditioning)
+
+    def _step(self, sessions: list[Any]) -> None:
+        self._family.step(sessions)
+
+    def _decode(self, sessions: list[Any]) -> None:
+        for session in sessions:
+            if not torch.isfinite(session.latents).all():
+                raise GenerationFailed(
+                    "The latents are not finite; the model overflowed in this precision.",
+                    code="non_finite",
+                )
+        for session, frames in zip(sessions, self._family.decode(sessions), strict=True):
+            self._deliver(session.spec, frames)

@@ -1,0 +1,122 @@
+"""A rank's loop: receive a plan, execute it, report. Every rank gets the same plans in order."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import zmq
+
+from safelight.request import SampleSpec
+from safelight.wire import codec, links
+from safelight.wire.child import Child
+from safelight.wire.messages import Frames as FramesMessage
+from safelight.wire.messages import Plan, RankHello, Report, Shutdown, Timing
+from safelight.worker.executor import Executor
+from safelight.worker.memory import SharedFrames
+
+if TYPE_CHECKING:
+    from safelight.models.family import Family, Frames
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this rank stands."""
+
+    group: int
+    rank: int
+    world_size: int
+
+
+class RankLoop:
+    """Owns the rank's sockets and the shared memory of delivered frames."""
+
+    def __init__(self, child: Child, place: Place, family: Family) -> None:
+        self._place = place
+        identity = links.rank_identity(place.group, place.rank)
+        self._plans = links.RANKS.connect(child.context, child.run_dir, identity)
+        self._frames = links.FRAMES.connect(child.context, child.run_dir, identity)
+        self._shared: dict[str, SharedFrames] = {}
+        self._executor = Executor(family, self._deliver)
+
+    def run(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
+        """Say hello, then execute plans until told to shut down."""
+        place = self._place
+        self._send(
+            RankHello(
+                group=place.group,
+                rank=place.rank,
+                world_size=place.world_size,
+                pid=os.getpid(),
+                load_seconds=load_seconds,
+                peak_memory=peak_memory(),
+                timings=timings,
+            )
+        )
+        while True:
+            message = links.RANKS.decode_down(self._plans.recv())
+            if isinstance(message, Shutdown):
+                break
+            self._execute(message)
+        self._close()
+
+    def _execute(self, plan: Plan) -> None:
+        self._release(plan.release)
+        started = time.monotonic()
+        failures = self._executor.execute(plan)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._send(
+            Report(
+                group=self._place.group,
+                rank=self._place.rank,
+                seq=plan.seq,
+                started=started,
+                finished=time.monotonic(),
+                failures=failures,
+            )
+        )
+
+    def _send(self, message: RankHello | Report) -> None:
+        self._plans.send(codec.encode(message))
+
+    def _release(self, samples: tuple[str, ...]) -> None:
+        self._executor.release(samples)
+        for name in samples:
+            self._release_frames(name)
+
+    def _deliver(self, spec: SampleSpec, frames: Frames) -> None:
+        """Rank 0 hands frames to the output manager; the memory stays until the release."""
+        if self._place.rank != 0:
+            return
+        self._release_frames(spec.id)
+        shared = self._shared[spec.id] = SharedFrames(spec.id, frames)
+        message = FramesMessage(
+            sample=spec.id,
+            attempt=spec.attempt,
+            memory=shared.path,
+            shape=frames.shape,
+            delivery=spec.delivery,
+        )
+        self._frames.send(codec.encode(message), zmq.DONTWAIT)
+
+    def _release_frames(self, sample: str) -> None:
+        if (older := self._shared.pop(sample, None)) is not None:
+            older.close()
+
+    def _close(self) -> None:
+        for shared in self._shared.values():
+            shared.close()
+        self._plans.close()
+        self._frames.close()
+
+
+def peak_memory() -> int:
+    """Bytes: most allocated on CUDA, most resident on the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
