@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -25,7 +25,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class ModelConfig(_Section):
+class ModelConfig(_Section, frozen=True):
     """Which model, where it runs, in what precision."""
 
     model_path: Annotated[
@@ -57,7 +57,7 @@ class ModelConfig(_Section):
     ] = 256
 
 
-class SchedulingConfig(_Section):
+class SchedulingConfig(_Section, frozen=True):
     """How steps are shared out."""
 
     max_batch_size: Annotated[
@@ -76,7 +76,7 @@ class SchedulingConfig(_Section):
     ] = 30.0
 
 
-class ServerConfig(_Section):
+class ServerConfig(_Section, frozen=True):
     """The HTTP server."""
 
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
@@ -90,7 +90,7 @@ class ServerConfig(_Section):
     max_outputs: Annotated[int, Meta(ge=1, le=1000, description="Largest n of a request.")] = 10
 
 
-class StorageConfig(_Section):
+class StorageConfig(_Section, frozen=True):
     """Where jobs and their files live."""
 
     data_dir: Annotated[
@@ -101,7 +101,7 @@ class StorageConfig(_Section):
     ] = True
 
 
-class RuntimeConfig(_Section):
+class RuntimeConfig(_Section, frozen=True):
     """The processes."""
 
     startup_timeout: Annotated[
@@ -130,7 +130,7 @@ class RuntimeConfig(_Section):
     ] = "info"
 
 
-class EngineConfig(_Section):
+class EngineConfig(_Section, frozen=True):
     """Everything that is fixed when the engine starts."""
 
     model: ModelConfig = ModelConfig()
@@ -181,7 +181,7 @@ def build(values: Mapping[str, Any], *, strict: bool = True) -> EngineConfig:
         )
         for name, section in SECTIONS.items()
     }
-    return EngineConfig(**sections)
+    return EngineConfig(**cast(Any, sections))
 
 
 def from_environment(

@@ -213,12 +213,12 @@ class Core:
                 self._fail(entry, failure.code, failure.message)
                 continue
             entry.report()
+            group.writing += entry.delivered
             if entry.cancelled:
                 if not entry.in_flight:
                     self._end_cancelled(entry)
                 continue
             moved.append(entry)
-            group.writing += entry.state is State.WRITING
         if not failures and pending.entries:
             tokens = pending.entries[0].spec.tokens
             seconds = report.finished - report.started

@@ -28,25 +28,25 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknow
 # ------------------------------------------------------------------------- manager and scheduler
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """Take these samples. A sample that is already known with this attempt is ignored."""
 
     samples: tuple[SampleSpec, ...]
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Stop these samples within one step. Unknown ones are ignored."""
 
     samples: tuple[str, ...]
 
 
-class Written(Message):
+class Written(Message, frozen=True):
     """The files of these samples are durable: forget them everywhere."""
 
     samples: tuple[str, ...]
 
 
-class Redeliver(Message):
+class Redeliver(Message, frozen=True):
     """The output manager was lost: decode these samples again from their final latents."""
 
     samples: tuple[str, ...]
@@ -67,25 +67,25 @@ class SampleProgress(msgspec.Struct, frozen=True, kw_only=True):
     """Samples that are served before it; 0 when it is in the running batch."""
 
 
-class Progress(Message):
+class Progress(Message, frozen=True):
     """Samples that moved."""
 
     samples: tuple[SampleProgress, ...]
 
 
-class SampleFailed(Message):
+class SampleFailed(Message, frozen=True):
     sample: str
     attempt: int
     code: str
     message: str
 
 
-class SampleCancelled(Message):
+class SampleCancelled(Message, frozen=True):
     sample: str
     attempt: int
 
 
-class PlanDone(Message):
+class PlanDone(Message, frozen=True):
     """What one forward plan cost; feeds metrics, benchmarks and tests."""
 
     group: int
@@ -96,7 +96,7 @@ class PlanDone(Message):
     finished: float
 
 
-class GroupStatus(Message):
+class GroupStatus(Message, frozen=True):
     """A worker group came or went."""
 
     group: int
@@ -104,7 +104,7 @@ class GroupStatus(Message):
     detail: str
 
 
-class Load(Message):
+class Load(Message, frozen=True):
     """How busy the scheduler is: the basis of admission and of `Retry-After`."""
 
     unfinished: int
@@ -127,7 +127,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class RankHello(Message):
+class RankHello(Message, frozen=True):
     """The first message of a rank: it has loaded the model and holds no samples."""
 
     group: int
@@ -147,7 +147,7 @@ class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-class Report(Message):
+class Report(Message, frozen=True):
     """Plan `seq` was executed. Rank 0's counts; the others' are acknowledgements."""
 
     group: int
@@ -161,7 +161,7 @@ class Report(Message):
 FromRank = RankHello | Report
 
 
-class Encode(Message):
+class Encode(Message, frozen=True):
     """Turn prompts into conditioning, draw the noise."""
 
     seq: int
@@ -169,7 +169,7 @@ class Encode(Message):
     samples: tuple[SampleSpec, ...]
 
 
-class Step(Message):
+class Step(Message, frozen=True):
     """Advance this batch by `steps` denoising steps."""
 
     seq: int
@@ -178,7 +178,7 @@ class Step(Message):
     steps: int = 1
 
 
-class Decode(Message):
+class Decode(Message, frozen=True):
     """Latents to frames, handed to the output manager."""
 
     seq: int
@@ -186,14 +186,14 @@ class Decode(Message):
     samples: tuple[str, ...]
 
 
-class Drop(Message):
+class Drop(Message, frozen=True):
     """Nothing to compute; forget the samples in `release`."""
 
     seq: int
     release: tuple[str, ...]
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """Finish and exit with status 0."""
 
     seq: int
@@ -206,7 +206,7 @@ ToRank = Plan | Shutdown
 # ----------------------------------------------------------------- ranks, output manager, manager
 
 
-class Frames(Message):
+class Frames(Message, frozen=True):
     """uint8 frames of one sample in shared memory, C order."""
 
     sample: str
@@ -218,7 +218,7 @@ class Frames(Message):
     delivery: Delivery
 
 
-class MediaReady(Message):
+class MediaReady(Message, frozen=True):
     """One sample's file is durable."""
 
     sample: str
@@ -232,7 +232,7 @@ class MediaReady(Message):
     num_frames: int
 
 
-class MediaFailed(Message):
+class MediaFailed(Message, frozen=True):
     sample: str
     attempt: int
     code: str
@@ -245,14 +245,14 @@ FromOutput = MediaReady | MediaFailed
 # ------------------------------------------------------------------------- everyone and supervisor
 
 
-class Starting(Message):
+class Starting(Message, frozen=True):
     """What a process is busy with while it starts, for the progress display."""
 
     process: str
     stage: str
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The process serves. `detail` is for people (for example the address)."""
 
     process: str
@@ -260,7 +260,7 @@ class Ready(Message):
     detail: str = ""
 
 
-class Hung(Message):
+class Hung(Message, frozen=True):
     """A process does not answer any more: it should be ended and started again."""
 
     process: str
@@ -270,13 +270,13 @@ class Hung(Message):
 ToSupervisor = Starting | Ready | Hung
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """Finish within `grace` seconds, then exit with status 0."""
 
     grace: float
 
 
-class PeerRestarted(Message):
+class PeerRestarted(Message, frozen=True):
     """Another process died and is back, without its memory."""
 
     process: str

@@ -39,8 +39,10 @@ class Executor:
         self._deliver = deliver
         self._sessions: dict[str, Any] = {}
 
-    def __len__(self) -> int:
-        return len(self._sessions)
+    @property
+    def samples(self) -> list[str]:
+        """Ids of the samples it holds."""
+        return list(self._sessions)
 
     def release(self, samples: Sequence[str]) -> None:
         """Forget samples. Unknown ones are ignored."""

@@ -15,7 +15,7 @@ from safelight.request import SampleSpec
 from safelight.wire import codec, links
 from safelight.wire.child import Child
 from safelight.wire.messages import Frames as FramesMessage
-from safelight.wire.messages import Plan, RankHello, Report, Shutdown, Timing
+from safelight.wire.messages import PeerRestarted, Plan, RankHello, Report, Shutdown, Timing
 from safelight.worker.executor import Executor
 from safelight.worker.memory import SharedFrames
 
@@ -40,11 +40,34 @@ class RankLoop:
         identity = links.rank_identity(place.group, place.rank)
         self._plans = links.RANKS.connect(child.context, child.run_dir, identity)
         self._frames = links.FRAMES.connect(child.context, child.run_dir, identity)
+        self._child = child
         self._shared: dict[str, SharedFrames] = {}
         self._executor = Executor(family, self._deliver)
 
     def run(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
         """Say hello, then execute plans until told to shut down."""
+        poller = zmq.Poller()
+        poller.register(self._plans, zmq.POLLIN)
+        poller.register(self._child.control, zmq.POLLIN)
+        self._hello(load_seconds, timings)
+        while True:
+            ready = dict(poller.poll())
+            if self._child.control in ready and self._scheduler_restarted():
+                self._release(tuple(self._executor.samples))
+                self._hello(load_seconds, timings)
+            if self._plans in ready:
+                message = links.RANKS.decode_down(self._plans.recv())
+                if isinstance(message, Shutdown):
+                    break
+                self._execute(message)
+        self._close()
+
+    def _scheduler_restarted(self) -> bool:
+        """Whether a new scheduler is there, which knows nothing of what this rank holds."""
+        message = self._child.received()
+        return isinstance(message, PeerRestarted) and message.process == "scheduler"
+
+    def _hello(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
         place = self._place
         self._send(
             RankHello(
@@ -57,12 +80,6 @@ class RankLoop:
                 timings=timings,
             )
         )
-        while True:
-            message = links.RANKS.decode_down(self._plans.recv())
-            if isinstance(message, Shutdown):
-                break
-            self._execute(message)
-        self._close()
 
     def _execute(self, plan: Plan) -> None:
         self._release(plan.release)

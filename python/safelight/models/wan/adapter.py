@@ -172,7 +172,7 @@ def load(directory: Path, config: ModelConfig) -> WanFamily:
     device = device_of(config)
     pipeline = WanPipeline.from_pretrained(
         directory,
-        torch_dtype=dtypes_of(config, device),
+        dtype=dtypes_of(config, device),
         use_safetensors=True,
         local_files_only=True,
     ).to(device)

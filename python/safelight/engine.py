@@ -1,0 +1,274 @@
+"""The engine: all processes of one model, as a Python object.
+
+::
+
+    with safelight.Engine() as engine:
+        job = engine.submit("a red circle moving left on a black background")
+        print(job.wait().outputs[0].path)
+
+`safelight generate` and `safelight serve` are this class with a command line around it. Without
+HTTP the request manager runs here, in a thread; with it, in the entrypoint process. The processes
+behind it are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import signal
+import threading
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from safelight import config as configuration
+from safelight.config import EngineConfig
+from safelight.errors import GenerationFailed, JobCancelled, StartupFailed, Unavailable
+from safelight.launch.supervisor import OnStarting, Supervisor
+from safelight.manager.building import build_request
+from safelight.manager.events import JobView
+from safelight.manager.manager import RequestManager
+from safelight.models.card import ModelCard
+from safelight.models.registry import load_card
+from safelight.request import GenerationRequest, MediaFormat, Task
+
+T = TypeVar("T")
+
+
+class Job:
+    """One submitted job."""
+
+    def __init__(self, engine: Engine, request: GenerationRequest) -> None:
+        self._engine = engine
+        self.request = request
+        """As accepted, with the seed that is used."""
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    def progress(self) -> JobView:
+        """How far it is."""
+        return self._engine._call(self._engine._manager.job(self.id))
+
+    def wait(self, timeout: float | None = None) -> JobView:
+        """Block until it is finished.
+
+        Raises `GenerationFailed` or `JobCancelled` with the reason, `TimeoutError` after `timeout`
+        seconds, `Unavailable` if the engine stops first.
+        """
+        view = self._engine._call(self._engine._manager.wait(self.id), timeout)
+        if view.status == "completed":
+            return view
+        message = view.error_message or f"The job was {view.status}."
+        raise (JobCancelled if view.status == "cancelled" else GenerationFailed)(message)
+
+    def cancel(self) -> None:
+        """Stop it within one step. Does nothing if it has ended."""
+        self._engine._call(self._engine._manager.cancel(self.id))
+
+    def subscribe(self) -> Iterator[JobView]:
+        """Its state now, and again at every change, until it has ended."""
+        stream = self._engine._manager.subscribe(self.id)
+        try:
+            while True:
+                try:
+                    yield self._engine._call(anext(stream))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._engine._call(stream.aclose())
+
+
+class Engine:
+    """The processes that serve one model. A context manager; `start` and `close` also stand alone.
+
+    Args:
+        config: what to run; the built-in model by default.
+        http: serve over HTTP too (`serve`); jobs then come from clients, not from `submit`.
+        on_starting: called with (process, stage) while the processes start.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        http: bool = False,
+        on_starting: OnStarting | None = None,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.card: ModelCard = load_card(self.config)
+        self._http = http
+        self._on_starting = on_starting
+        self._loop = asyncio.new_event_loop()
+        self._threads: list[threading.Thread] = []
+        self._stopped: concurrent.futures.Future[int] = concurrent.futures.Future()
+        self._supervisor: Supervisor | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------- in process
+
+    def start(self) -> None:
+        """Start the processes and wait until the model serves. Raises `StartupFailed`."""
+        if self._http:
+            raise StartupFailed("An HTTP engine is started by serve().")
+        self._supervisor = supervisor = self._new_supervisor()
+        # Jobs live as long as the engine: what must outlive it is served over HTTP.
+        data = str(supervisor.run_dir / "data")
+        storage = msgspec.structs.replace(self.config.storage, data_dir=data)
+        config = msgspec.structs.replace(self.config, storage=storage)
+        self._manager = RequestManager(config, self.card, supervisor.run_dir)
+        self._spawn("manager", self._loop.run_forever)
+        self._call(self._manager.start())
+        started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._spawn("supervisor", self._supervise, supervisor, started)
+        try:
+            started.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        sampling: Mapping[str, Any] | None = None,
+        task: Task | None = None,
+        n: int = 1,
+        format: MediaFormat | None = None,
+        compression: int = 95,
+        priority: int = 0,
+        destinations: Sequence[Path] | None = None,
+    ) -> Job:
+        """Accept a job; returns at once.
+
+        Args:
+            prompt: what to generate.
+            sampling: any fields of `Sampling`; the model's defaults fill the rest.
+            task: by default a video, or an image when `num_frames` is 1.
+            n: outputs, with seeds `seed`, `seed + 1`, …
+            format: `mp4`, or for images `png` (default), `jpeg`, `webp`.
+            compression: 0 to 100, the quality of jpeg and webp.
+            priority: -100 to 100; higher goes first.
+            destinations: where to write the `n` files; by default they go with the engine.
+
+        Raises `InvalidRequest` naming the field, `Overloaded` if the queue is full.
+        """
+        request = build_request(
+            self.card,
+            prompt,
+            sampling or {},
+            task=task,
+            format=format,
+            n=n,
+            max_outputs=self.config.server.max_outputs,
+            compression=compression,
+            priority=priority,
+        )
+        paths = None if destinations is None else [Path(p).absolute() for p in destinations]
+        self._call(self._manager.submit(request, destinations=paths))
+        return Job(self, request)
+
+    def close(self) -> None:
+        """Stop everything; unfinished jobs are dropped. Safe to call twice."""
+        if self._loop.is_closed():
+            return
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._manager.close(), self._loop).result()
+        if self._supervisor is not None and not self._stopped.done():
+            self._supervisor.request_stop()
+        for thread in reversed(self._threads):
+            if thread.name == "safelight-manager":
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+        self._loop.close()
+
+    # --------------------------------------------------------------------------------- over HTTP
+
+    def serve(self) -> int:
+        """Serve until SIGINT or SIGTERM; returns the exit status. Belongs in the main thread.
+
+        Raises `StartupFailed` if a process does not come up.
+        """
+        self._supervisor = supervisor = self._new_supervisor()
+        self._loop.close()
+
+        def stop(number: int, frame: object) -> None:
+            supervisor.request_stop()
+
+        previous = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            supervisor.start()
+            return supervisor.run()
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _new_supervisor(self) -> Supervisor:
+        return Supervisor(
+            self.config,
+            http=self._http,
+            on_starting=self._on_starting,
+            on_restart=self._peer_restarted,
+        )
+
+    def _peer_restarted(self, process: str) -> None:
+        if not self._http:
+            self._call(self._manager.peer_restarted(process))
+
+    def _spawn(self, name: str, target: Any, *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, name=f"safelight-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _supervise(self, supervisor: Supervisor, started: concurrent.futures.Future[None]) -> None:
+        """The supervisor's thread. It outlives its children, which die with their parent thread."""
+        try:
+            supervisor.start()
+        except StartupFailed as failure:
+            self._stopped.set_result(1)
+            started.set_exception(failure)
+            return
+        started.set_result(None)
+        self._stopped.set_result(supervisor.run())
+
+    def _call(self, coroutine: Any, timeout: float | None = None) -> Any:
+        """Run a coroutine of the manager; `Unavailable` if the engine stops meanwhile."""
+        if self._stopped.done() or self._loop.is_closed():
+            raise Unavailable("The engine has stopped.")
+        future = asyncio.run_coroutine_threadsafe(_await(coroutine), self._loop)
+        done, _ = concurrent.futures.wait(
+            [future, self._stopped], timeout, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        if future in done:
+            return future.result()
+        future.cancel()
+        if not done:
+            raise TimeoutError(f"Not finished within {timeout:g} s.")
+        failure = self._supervisor.failure if self._supervisor else None
+        raise Unavailable(f"The engine has stopped. {failure or ''}".strip())
+
+
+async def _await(coroutine: Coroutine[Any, Any, T]) -> T:
+    return await coroutine
+
+
+def build_config(**values: Any) -> EngineConfig:
+    """An `EngineConfig` from flat names: `build_config(model_path=..., port=0)`."""
+    return configuration.build(values)

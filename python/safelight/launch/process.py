@@ -1,0 +1,120 @@
+"""One supervised process: its command, its output, its end."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LAST_WORDS = 30  # lines
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run."""
+
+    name: str
+    module: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Process:
+    """A running child: in a session of its own, its output read by the supervisor."""
+
+    def __init__(self, program: Program, run_dir: Path) -> None:
+        self.program = program
+        self._popen = subprocess.Popen(
+            [
+                *(sys.executable, "-m", program.module),
+                *("--run-dir", str(run_dir), "--parent", str(os.getpid())),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **program.environment},
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+        self.exit_fd = os.pidfd_open(self.pid)
+        """Readable once the process has ended."""
+        assert self._popen.stdout is not None
+        self.output_fd = self._popen.stdout.fileno()
+        os.set_blocking(self.output_fd, False)
+        self.ready = False
+        self._words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
+        self._partial = ""
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    def read(self) -> list[str]:
+        """Complete lines it printed since the last call; does not block."""
+        text = self._partial
+        while True:
+            try:
+                data = os.read(self.output_fd, 65536)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            text += data.decode(errors="replace")
+        *lines, self._partial = text.split("\n")
+        self._words.extend(lines)
+        return lines
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it printed."""
+        return "\n".join([*self._words, self._partial]).strip()
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal its whole process group."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def reap(self) -> int:
+        """Its exit status, once `exit_fd` is readable; frees everything."""
+        status = self._popen.wait()
+        self.kill()  # what it may have left in its group
+        self.read()
+        os.close(self.exit_fd)
+        assert self._popen.stdout is not None
+        self._popen.stdout.close()
+        return status
+
+
+class Janitor:
+    """The process that cleans up even if this one is killed; see `janitor.py`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        script = Path(__file__).with_name("janitor.py")
+        self._popen = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(script), str(run_dir)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._popen.stdin is not None
+        self._pipe = self._popen.stdin
+
+    def watch(self, pid: int) -> None:
+        self._say(f"+{pid}\n")
+
+    def forget(self, pid: int) -> None:
+        self._say(f"-{pid}\n")
+
+    def _say(self, line: str) -> None:
+        self._pipe.write(line.encode())
+        self._pipe.flush()
+
+    def close(self) -> None:
+        """Have it end what is left and remove the run directory; returns when that is done."""
+        self._pipe.close()
+        self._popen.wait()

@@ -1,0 +1,294 @@
+"""The scheduler core against a simulated world."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.simulation import STEP_TIMEOUT, World, spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safelight.request import State
+from safelight.scheduler.core import MAX_LOSSES, ToSupervisor
+from safelight.wire import messages as m
+
+
+def test_a_sample_is_encoded_stepped_decoded() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=3))
+    world.run()
+    assert [type(plan).__name__ for plan in world.log] == [
+        *("Encode", "Step", "Step", "Step", "Decode", "Drop"),
+    ]
+    assert world.ended == {"a.0": "completed"}
+    assert world.log[-1].release == ("a.0",)
+    assert world.core.entries == {}
+
+
+def test_samples_at_different_steps_share_forwards() -> None:
+    world = World.create()
+    steps = [4, 6, 8, 10, 12, 14, 17, 20]
+    world.submit(*(spec(f"a.{i}", steps=n) for i, n in enumerate(steps)))
+    world.run()
+    assert len(world.steps) < 0.45 * sum(steps)
+    assert all(world.units[f"a.{i}"] == n + 2 for i, n in enumerate(steps))
+
+
+def test_a_newcomer_joins_the_running_batch_between_steps() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=20))
+    world.run_until(lambda: world.units["a.0"] >= 10)
+    world.submit(spec("b.0", steps=20))
+    world.run()
+    shared = [plan for plan in world.steps if set(plan.samples) == {"a.0", "b.0"}]
+    assert 6 <= len(shared) <= 11
+
+
+def test_samples_of_different_sizes_never_share() -> None:
+    world = World.create()
+    world.submit(spec("a.0", tokens=80), spec("b.0", tokens=16))
+    world.run()
+    assert all(len(plan.samples) == 1 for plan in world.steps)
+
+
+def test_no_batch_when_it_does_not_pay() -> None:
+    """One large sample fills the ranks: a second one would only delay it."""
+    world = World.create()
+    tokens = 100_000
+    for batch in (1, 2):
+        for _ in range(3):
+            world.core.cost.observe("step", tokens, batch, 4.0 * batch)
+    world.submit(spec("a.0", tokens=tokens), spec("b.0", tokens=tokens))
+    world.run()
+    assert all(len(plan.samples) == 1 for plan in world.steps)
+
+
+def test_a_short_job_preempts_a_long_one_and_the_long_one_goes_on() -> None:
+    world = World.create()
+    world.submit(spec("clip.0", steps=50))
+    world.run_until(lambda: world.units["clip.0"] >= 20)
+    before = len(world.steps)
+    world.submit(spec("image.0", steps=4, tokens=16))
+    world.run_until(lambda: "image.0" in world.ended)
+    since = world.steps[before:]
+    assert len(since) <= 4 + 2  # its own steps, the one running and the one ahead
+    world.run()
+    assert world.units["clip.0"] == 52
+
+
+def test_priority_goes_before_shorter_work() -> None:
+    world = World.create()
+    world.submit(spec("short.0", steps=4, tokens=16), spec("long.0", steps=30, priority=1))
+    world.run()
+    assert list(world.ended) == ["long.0", "short.0"]
+
+
+def test_at_most_one_further_step_after_a_cancel() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=50), spec("b.0", steps=50))
+    world.run_until(lambda: world.units["a.0"] >= 10)
+    started = len(world.steps)  # the last of these is running now
+    world.cancel("a.0")
+    world.run()
+    further = [plan for plan in world.steps[started:] if "a.0" in plan.samples]
+    assert len(further) <= 1
+    assert world.ended == {"a.0": "cancelled", "b.0": "completed"}
+
+
+def test_a_waiting_sample_is_cancelled_without_a_plan() -> None:
+    world = World.create()
+    world.core.groups.clear()  # nobody serves
+    world.submit(spec("a.0"))
+    world.cancel("a.0", "unknown.0")
+    assert world.ended == {"a.0": "cancelled"}
+    assert world.log == []
+
+
+@pytest.mark.parametrize("unit", [0, 1, 3, 5])
+def test_a_sample_fails_alone(unit: int) -> None:
+    """Unit 0 is the encode, 5 the decode."""
+    world = World.create()
+    world.fail.add(("a.0", unit))
+    world.submit(spec("a.0"), spec("b.0"))
+    world.run()
+    assert world.ended == {"a.0": "failed", "b.0": "completed"}
+    assert world.held[0] == set()
+
+
+def test_all_ranks_must_answer_before_a_plan_counts_as_done() -> None:
+    world = World.create(world_size=2)
+    world.submit(spec("a.0", steps=2))
+    group = world.core.groups[0]
+    assert [p.op for p in group.pending] == ["encode", "step"]
+    report = m.Report(group=0, rank=0, seq=group.pending[0].plan.seq, started=0, finished=1)
+    world.send(report)
+    assert group.pending[0].missing == {1}
+    world.run()
+    assert world.ended == {"a.0": "completed"}
+
+
+def test_lost_ranks_start_their_samples_again() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=10), spec("b.0", steps=10))
+    world.run_until(lambda: world.units["a.0"] >= 5)
+    world.units.clear()
+    world._events.clear()  # what was running is lost
+    world.hello()
+    world.run()
+    assert world.ended == {"a.0": "completed", "b.0": "completed"}
+    assert world.units["a.0"] == 12
+
+
+def test_a_sample_whose_ranks_keep_dying_is_failed() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=10))
+    for _ in range(MAX_LOSSES):
+        world.run_until(lambda: world.log and isinstance(world.log[-1], m.Step))
+        world._events.clear()
+        world.log.clear()
+        world.hello()
+    assert world.ended == {"a.0": "failed"}
+
+
+def test_an_answer_of_a_lost_incarnation_is_ignored() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=2))
+    world.hello()
+    world.send(m.Report(group=0, rank=0, seq=99, started=0, finished=1))
+    world.run()
+    assert world.ended == {"a.0": "completed"}
+
+
+def test_a_hung_rank_is_named() -> None:
+    world = World.create(world_size=2)
+    world.submit(spec("a.0"))
+    seq = world.core.groups[0].pending[0].plan.seq
+    world.send(m.Report(group=0, rank=0, seq=seq, started=0, finished=1))
+    assert world.core.deadline() == STEP_TIMEOUT
+    commands = world.core.tick(STEP_TIMEOUT)
+    (hung,) = [c.message for c in commands if isinstance(c, ToSupervisor)]
+    assert isinstance(hung, m.Hung)
+    assert hung.process == "workers-0"
+    assert "rank 1" in hung.detail
+
+
+def test_the_same_submit_twice_is_one_job() -> None:
+    world = World.create()
+    world.submit(spec("a.0"))
+    world.submit(spec("a.0"))
+    world.run()
+    assert world.units["a.0"] == 6
+
+
+def test_frames_that_nobody_takes_stop_the_decoding_not_the_steps() -> None:
+    world = World.create(max_batch_size=1, max_running_samples=8)
+    world.write = False
+    world.submit(*(spec(f"a.{i}", steps=2) for i in range(5)))
+    world.run()
+    decoded = [plan for plan in world.log if isinstance(plan, m.Decode)]
+    assert len(decoded) == 2
+    world.write = True
+    world.send(m.Written(samples=tuple(s for plan in decoded for s in plan.samples)))
+    world.run()
+    assert len(world.ended) == 5
+
+
+def test_lost_frames_are_decoded_again() -> None:
+    world = World.create()
+    world.write = False
+    world.submit(spec("a.0", steps=2))
+    world.run()
+    assert world.core.entries["a.0"].state is State.WRITING
+    world.ended.clear()
+    world.write = True
+    world.send(m.Redeliver(samples=("a.0",)))
+    world.run()
+    assert sum(isinstance(plan, m.Decode) for plan in world.log) == 2
+    assert len(world.steps) == 2
+    assert world.core.entries == {}
+
+
+def test_no_more_samples_are_held_than_fit() -> None:
+    world = World.create(max_running_samples=3, max_batch_size=8)
+    world.submit(*(spec(f"a.{i}", steps=3) for i in range(10)))
+    while world.turn():
+        assert len(world.held[0]) <= 3
+    assert len(world.ended) == 10
+
+
+def test_two_groups_share_the_load() -> None:
+    world = World.create(groups=2, max_batch_size=1)
+    world.submit(*(spec(f"a.{i}", steps=10) for i in range(6)))
+    world.run()
+    assert len(world.ended) == 6
+    serial = sum(10 * 0.0132 + 0.02 for _ in range(6))
+    assert world.now < 0.7 * serial
+
+
+# ------------------------------------------------------------------------------------ properties
+
+jobs = st.lists(
+    st.tuples(
+        st.floats(0, 2),  # arrival, seconds
+        st.integers(1, 12),  # steps
+        st.sampled_from([16, 80, 320]),  # tokens
+        st.integers(-2, 2),  # priority
+        st.one_of(st.none(), st.floats(0, 2)),  # cancelled after
+        st.one_of(st.none(), st.integers(0, 14)),  # fails at unit
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(jobs=jobs, batch=st.integers(1, 8), held=st.integers(1, 12), ranks=st.integers(1, 3))
+def test_every_sample_ends_once_and_runs_its_steps_once(
+    jobs: list[tuple[float, int, int, int, float | None, int | None]],
+    batch: int,
+    held: int,
+    ranks: int,
+) -> None:
+    world = World.create(ranks, max_batch_size=batch, max_running_samples=held)
+    for i, (arrival, steps, tokens, priority, cancelled, fails) in enumerate(jobs):
+        name = f"s.{i}"
+        sample = spec(name, steps=steps, tokens=tokens, priority=priority)
+        world.at(arrival, m.Submit(samples=(sample,)))
+        if cancelled is not None:
+            world.at(arrival + cancelled, m.Cancel(samples=(name,)))
+        if fails is not None and fails <= steps + 1:
+            world.fail.add((name, fails))
+    while world.turn():
+        for plan in world.log[-1:]:
+            assert len(World.names(plan)) <= batch
+        assert len(world.held[0]) <= held
+    assert set(world.ended) == {f"s.{i}" for i in range(len(jobs))}
+    for i, (_, steps, *_rest) in enumerate(jobs):
+        name = f"s.{i}"
+        if world.ended[name] == "completed":
+            assert world.units[name] == steps + 2
+        assert world.units[name] <= steps + 2
+    assert world.core.entries == {}
+    group = world.core.groups[0]
+    assert (group.held, group.writing, len(group.waiting), group.running) == (0, 0, 0, [])
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    rate=st.floats(0.8, 3.0),
+    steps=st.integers(10, 40),
+    priority=st.integers(0, 1),
+)
+def test_nobody_starves_under_overload(rate: float, steps: int, priority: int) -> None:
+    """A long job against an endless stream of short ones (of higher priority), at overload."""
+    world = World.create(max_batch_size=1, priority_seconds=1.0)
+    short = 4 * 0.0106 + 0.008
+    world.submit(spec("long.0", steps=steps))
+    arrivals = int(40 / short * rate)
+    for i in range(arrivals):
+        sample = spec(f"short.{i}", steps=4, tokens=16, priority=priority)
+        world.at(i * short / rate, m.Submit(samples=(sample,)))
+    own = steps * 0.0132 + 0.01
+    # It gets a fifth of the ranks once its credit has made up for length and priority.
+    bound = (own + 1.0) / 0.25 + 5 * own + 1.0
+    world.run(until=bound)
+    assert world.ended.get("long.0") == "completed"
