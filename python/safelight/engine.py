@@ -17,7 +17,7 @@ import asyncio
 import concurrent.futures
 import signal
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,6 +34,7 @@ from safelight.manager.manager import RequestManager
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_card
 from safelight.request import GenerationRequest, MediaFormat, Task
+from safelight.wire.messages import PlanDone
 
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ class Engine:
         config: what to run; the built-in model by default.
         http: serve over HTTP too (`serve`); jobs then come from clients, not from `submit`.
         on_starting: called with (process, stage) while the processes start.
+        on_plan: called with every executed plan: what ran together, and for how long.
     """
 
     def __init__(
@@ -98,11 +100,13 @@ class Engine:
         *,
         http: bool = False,
         on_starting: OnStarting | None = None,
+        on_plan: Callable[[PlanDone], None] | None = None,
     ) -> None:
         self.config = config or EngineConfig()
         self.card: ModelCard = load_card(self.config)
         self._http = http
         self._on_starting = on_starting
+        self._on_plan = on_plan
         self._loop = asyncio.new_event_loop()
         self._threads: list[threading.Thread] = []
         self._stopped: concurrent.futures.Future[int] = concurrent.futures.Future()
@@ -131,7 +135,7 @@ class Engine:
         data = str(supervisor.run_dir / "data")
         storage = msgspec.structs.replace(self.config.storage, data_dir=data)
         config = msgspec.structs.replace(self.config, storage=storage)
-        self._manager = RequestManager(config, self.card, supervisor.run_dir)
+        self._manager = RequestManager(config, self.card, supervisor.run_dir, plans=self._on_plan)
         self._spawn("manager", self._loop.run_forever)
         self._call(self._manager.start())
         started: concurrent.futures.Future[None] = concurrent.futures.Future()

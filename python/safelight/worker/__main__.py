@@ -19,6 +19,7 @@ def main() -> None:
     child.starting("importing torch and diffusers")
     import torch
 
+    _quiet()
     from safelight.models.registry import load_card, load_family
     from safelight.worker.loop import Place, RankLoop
     from safelight.worker.warmup import warm_up
@@ -35,6 +36,16 @@ def main() -> None:
     child.ready(f"{torch.get_num_threads()} threads, {family.describe()}")
     loop.run(time.monotonic() - started, timings)
     child.close()
+
+
+def _quiet() -> None:
+    """The supervisor shows the stages; the libraries' own bars would only interleave."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 def _threads(configured: int, world_size: int) -> int:

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safelight.errors import InvalidRequest, NotFound
+from safelight.store.content import ContentStore
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> ContentStore:
+    return ContentStore(tmp_path / "content")
+
+
+def test_a_sample_has_one_place_and_it_maps_both_ways(content: ContentStore) -> None:
+    path = content.place("image_1", 2, "jpeg")
+    assert path == content.root / "image_1" / "2.jpg"
+    assert content.stored(path) == "image_1/2.jpg"
+    assert content.located("image_1/2.jpg") == path
+
+
+def test_a_place_that_the_caller_chose_stays_absolute(content: ContentStore) -> None:
+    assert content.stored(Path("/somewhere/out.mp4")) == "/somewhere/out.mp4"
+    assert content.located("/somewhere/out.mp4") == Path("/somewhere/out.mp4")
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".", "a.b", "x" * 129, "a\0"])
+def test_a_job_id_cannot_leave_the_root(content: ContentStore, name: str) -> None:
+    for act in (lambda: content.place(name, 0, "png"), lambda: content.delete(name)):
+        with pytest.raises(InvalidRequest, match="job id"):
+            act()
+
+
+def test_a_stored_name_cannot_leave_the_root(content: ContentStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        content.located("../jobs.sqlite")
+    content.prepare("image_1")
+    (content.root / "image_1" / "0.png").symlink_to(tmp_path / "secret")
+    with pytest.raises(NotFound):
+        content.located("image_1/0.png")
+    assert content.stored(content.root / ".." / "x") == str(content.root / ".." / "x")
+
+
+def test_delete_removes_a_job_and_no_other(content: ContentStore) -> None:
+    for job in ("a", "b"):
+        content.prepare(job)
+        content.place(job, 0, "png").write_bytes(b"x")
+    content.delete("a")
+    content.delete("a")
+    assert [path.name for path in content.root.iterdir()] == ["b"]
+
+
+def test_discard_takes_only_what_is_under_the_root(content: ContentStore, tmp_path: Path) -> None:
+    outside = tmp_path / "mine.png"
+    outside.write_bytes(b"x")
+    content.discard(outside)
+    assert outside.exists()
+    content.prepare("a")
+    for index in (0, 1):
+        content.place("a", index, "png").write_bytes(b"x")
+    content.discard(content.place("a", 0, "png"))
+    assert content.place("a", 1, "png").exists()
+    content.discard(content.place("a", 1, "png"))
+    content.discard(content.place("a", 1, "png"))
+    assert not (content.root / "a").exists()
+
+
+def test_a_file_that_is_gone_is_not_found(content: ContentStore) -> None:
+    with pytest.raises(NotFound) as caught:
+        content.stat(content.place("a", 0, "png"))
+    assert caught.value.code == "content_gone"
