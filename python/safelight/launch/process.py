@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_LAST_WORDS = 30  # lines
+_LAST_WORDS = 5  # lines kept
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class Process:
 
     @property
     def last_words(self) -> str:
-        """The end of what it printed."""
-        return "\n".join([*self._words, self._partial]).strip()
+        """The last line it printed: with Python, the error."""
+        lines = [line for line in (*self._words, self._partial) if line.strip()]
+        return lines[-1].strip() if lines else ""
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal its whole process group."""

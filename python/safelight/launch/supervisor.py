@@ -223,7 +223,7 @@ class Supervisor:
             return
         reason = f"{process.name} ended with status {status}"
         if process.last_words:
-            reason += f":\n{process.last_words}"
+            reason += f": {process.last_words}"
         if not was_ready and not self._restarts[process.name]:
             self._failure = reason
             return

@@ -1,0 +1,105 @@
+"""The command as a user meets it: exit statuses, one-line errors, start-up cost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safelight import __version__
+from safelight.cli import app, serve
+from safelight.config import build
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("SAFELIGHT_")}
+
+
+def safelight(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "safelight", *arguments],
+        env={**ENVIRONMENT, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_version() -> None:
+    done = safelight("version")
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_help_without_a_command() -> None:
+    done = safelight()
+    assert done.returncode == 0
+    assert "generate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--prot", "1"], "--port"),
+        (["serve", "--port", "x"], "--port: expected `int`"),
+        (["serve", "--port", "65536"], "--port: expected `int` <= 65535"),
+        (["serve", "--device", "tpu"], "--device: invalid enum value 'tpu'"),
+        (["serve", "--config", "/nowhere.yaml"], "Cannot read the config file /nowhere.yaml"),
+        (["serve", "--model-path", "/nowhere"], "is not a diffusers pipeline"),
+        (["sevre"], "serve"),
+        (["generate"], "There is no prompt"),
+        (["generate", "-p", "x", "--n", "11"], "'n' is 11"),
+        (["generate", "-p", "x", "--width", "65"], "Nearest: 64"),
+        (["generate", "-p", "x", "--output-file-name", "a.gif"], ".mp4, .png"),
+        (["generate", "-p", "x", "--output-file-name", "a.png", "--num-frames", "9"], ".mp4"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    done = safelight(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert message in done.stderr
+
+
+def test_a_misspelt_variable_is_warned_about() -> None:
+    done = safelight("generate", SAFELIGHT_DEVISE="cpu")
+    assert "Did you mean 'SAFELIGHT_DEVICE'?" in done.stderr
+
+
+def test_a_file_key_that_is_misspelt_is_status_2(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("max-batch-sise: 3")
+    done = safelight("serve", "--config", str(file))
+    assert done.returncode == 2
+    assert "Did you mean 'max_batch_size'?" in done.stderr
+
+
+def test_errors_that_are_no_usage_errors_have_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safelight.errors import StartupFailed
+
+    def breaks(config: object) -> int:
+        raise StartupFailed("The worker did not come up.")
+
+    monkeypatch.setattr(serve, "serve", breaks)
+    assert app.run(["serve"]) == 1
+    assert capsys.readouterr().err == "safelight: The worker did not come up.\n"
+
+
+def test_the_example_is_a_request_to_paste() -> None:
+    text = serve.example("http://127.0.0.1:3", "shapes", with_key=False)
+    assert text.startswith("curl http://127.0.0.1:3/v1/videos")
+    assert "Authorization" not in text
+    assert "Authorization: Bearer" in serve.example("http://h", "shapes", with_key=True)
+
+
+def test_the_panel_never_shows_the_key() -> None:
+    from rich.console import Console
+
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(serve.panel("http://127.0.0.1:3", "shapes", build({"api_key": "hush"})))
+    assert "http://127.0.0.1:3" in shown.get()
+    assert "hush" not in shown.get()
