@@ -78,6 +78,15 @@ def file_of(spec: SampleSpec) -> bytes:
     return out.getvalue()
 
 
+def write(spec: SampleSpec) -> bytes:
+    """Put the sample's file where it belongs."""
+    path = Path(spec.delivery.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = file_of(spec)
+    path.write_bytes(data)
+    return data
+
+
 class EnginePeer:
     """What the manager talks to. Belongs to one event loop."""
 
@@ -163,14 +172,11 @@ class EnginePeer:
 
     async def deliver(self, spec: SampleSpec) -> m.MediaReady:
         """Write the sample's file and say so."""
-        path = Path(spec.delivery.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = file_of(spec)
-        path.write_bytes(data)
+        data = write(spec)
         message = m.MediaReady(
             sample=spec.id,
             attempt=spec.attempt,
-            path=str(path),
+            path=spec.delivery.path,
             media_type=MEDIA_TYPES[spec.delivery.format],
             nbytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),

@@ -58,6 +58,7 @@ class Core:
         self._serial = 0
         self._out: list[Command] = []
         self._handlers: dict[type, Callable[..., None]] = {
+            m.Attach: self._attach,
             m.Submit: self._submit,
             m.Cancel: self._cancel,
             m.Written: self._written,
@@ -90,6 +91,12 @@ class Core:
         return out
 
     # ------------------------------------------------------------------ from the request manager
+
+    def _attach(self, message: m.Attach, now: float) -> None:
+        for group in self.groups.values():
+            detail = "serving" if group.ready else "waiting for its ranks"
+            self._tell(m.GroupStatus(group=group.index, ready=group.ready, detail=detail))
+        self._tell_load()
 
     def _submit(self, message: m.Submit, now: float) -> None:
         added = [self._add(spec, now) for spec in message.samples if self._is_new(spec)]
@@ -124,6 +131,7 @@ class Core:
         entry.move(Event.CANCEL)
         self._tell(m.SampleCancelled(sample=entry.spec.id, attempt=entry.spec.attempt))
         self._forget(entry)
+        self._tell_load()
 
     def _written(self, message: m.Written, now: float) -> None:
         for name in message.samples:
@@ -296,6 +304,7 @@ class Core:
             )
         )
         self._forget(entry)
+        self._tell_load()
 
     def _unqueue(self, entry: Entry) -> None:
         """Take it out of every queue and batch, so that no further plan contains it."""

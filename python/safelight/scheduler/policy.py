@@ -3,8 +3,8 @@
 **Precedence.** The sample with the least predicted remaining work goes first (shortest remaining
 processing time, Schrage 1968: least mean response time), a level of priority being worth a fixed
 number of seconds. Against starvation a waiting sample earns credit, `AGEING` seconds a second, and
-a running one spends it, second for second; so however many short jobs arrive, a long one gets at
-least the share `AGEING / (1 + AGEING)` of the ranks, and nobody waits for ever.
+a running one spends it, second for second. So a job is overtaken, however many keep coming,
+only by those that arrive within about (its work + the gap in priority) / `AGEING` seconds of it.
 
 All waiting samples earn at the same rate, so their order does not depend on the clock and each is
 sorted once, by `waiting_urgency`; only the comparison with running samples needs the time.

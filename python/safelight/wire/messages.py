@@ -28,6 +28,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknow
 # ------------------------------------------------------------------------- manager and scheduler
 
 
+class Attach(Message, frozen=True):
+    """The manager is here (again): tell it which groups serve and how busy they are."""
+
+
 class Submit(Message, frozen=True):
     """Take these samples. A sample that is already known with this attempt is ignored."""
 
@@ -52,7 +56,7 @@ class Redeliver(Message, frozen=True):
     samples: tuple[str, ...]
 
 
-ToScheduler = Submit | Cancel | Written | Redeliver
+ToScheduler = Attach | Submit | Cancel | Written | Redeliver
 
 
 class SampleProgress(msgspec.Struct, frozen=True, kw_only=True):

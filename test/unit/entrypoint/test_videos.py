@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx2
 import pytest
+
 from fakes import stack
 from fakes.engine_peer import file_of
-
 from safelight.request import State
 from safelight.wire import messages as m
 
@@ -170,9 +170,7 @@ def test_a_cancelled_job_reads_as_failed(manual: stack.Stack, slow: httpx2.Clien
 
 def test_delete_stops_and_forgets(manual: stack.Stack, slow: httpx2.Client) -> None:
     video = create(slow)
-    answer = slow.delete(
-        f"/v1/videos/{video['id']}", headers={"content-type": "application/json"}
-    )
+    answer = slow.delete(f"/v1/videos/{video['id']}", headers={"content-type": "application/json"})
     assert answer.json() == {"id": video["id"], "object": "video.deleted", "deleted": True}
     cancelled = manual.call(manual.peer.next(m.Cancel))
     assert cancelled.samples == (f"{video['id']}.0",)
@@ -235,9 +233,7 @@ def test_an_image_is_no_video(shared: stack.Stack, client: httpx2.Client) -> Non
     error(client.get(f"/v1/images/{video['id']}/content"), 404)
 
 
-def test_a_full_queue_is_429_with_an_honest_wait(
-    manual: stack.Stack, slow: httpx2.Client
-) -> None:
+def test_a_full_queue_is_429_with_an_honest_wait(manual: stack.Stack, slow: httpx2.Client) -> None:
     for _ in range(4):
         create(slow)
     answer = slow.post("/v1/videos", json={"prompt": "one more"})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.engine_peer import CARD, EnginePeer
 
+from fakes.engine_peer import CARD, EnginePeer
 from safelight import config as configuration
 from safelight.manager.manager import RequestManager
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.engine_peer import CARD, request
 
+from fakes.engine_peer import CARD, request
 from safelight.errors import ConfigError, InvalidRequest, NotFound, Overloaded, Unavailable
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
@@ -17,6 +17,10 @@ from safelight.wire import links
 from safelight.wire import messages as m
 
 pytestmark = pytest.mark.anyio
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
 
 
 async def until(manager: RequestManager, job_id: str, reached: Any) -> JobView:
@@ -49,7 +53,7 @@ async def test_a_job_goes_from_submit_to_completed(lab: Any) -> None:
     view = await manager.wait("video_1")
     assert (view.status, view.progress, view.steps_done) == (Status.COMPLETED, 100, 8)
     assert [(o.sample, o.seed) for o in view.outputs] == [("video_1.0", 7), ("video_1.1", 8)]
-    assert all(Path(o.path).is_file() for o in view.outputs)
+    assert all(exists(o.path) for o in view.outputs)
     assert await lab.peer.next(m.Written) == m.Written(samples=("video_1.0",))
     stored = await manager.job("video_1")
     assert stored == view
@@ -143,7 +147,7 @@ async def test_cancel_is_final_and_idempotent(lab: Any) -> None:
     # Frames that were under way: the file goes, the scheduler may forget, the job stays cancelled.
     ready = await lab.peer.deliver(spec)
     assert (await lab.peer.next(m.Written)).samples == (spec.id,)
-    assert not Path(ready.path).exists()
+    assert not exists(ready.path)
     assert await manager.job("video_1") == view
 
 
@@ -343,10 +347,10 @@ async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(
     with pytest.raises(OSError, match="cut"):
         await manager.delete("video_1")
     monkeypatch.undo()
-    assert Path(view.outputs[0].path).exists()
+    assert exists(view.outputs[0].path)
     await lab.stop(manager)
     manager = await lab.manager()
-    assert not Path(view.outputs[0].path).exists()
+    assert not exists(view.outputs[0].path)
     with pytest.raises(NotFound):
         await manager.job("video_1")
 

@@ -100,6 +100,8 @@ def test_a_waiting_sample_is_cancelled_without_a_plan() -> None:
     world.core.groups.clear()  # nobody serves
     world.submit(spec("a.0"))
     world.cancel("a.0", "unknown.0")
+    (load,) = [t for t in world.told[-1:] if isinstance(t, m.Load)]
+    assert (load.unfinished, load.backlog) == (0, 0.0)
     assert world.ended == {"a.0": "cancelled"}
     assert world.log == []
 
@@ -170,6 +172,18 @@ def test_a_hung_rank_is_named() -> None:
     assert isinstance(hung, m.Hung)
     assert hung.process == "workers-0"
     assert "rank 1" in hung.detail
+
+
+def test_a_manager_that_attaches_hears_the_state() -> None:
+    world = World.create(groups=2)
+    world.submit(spec("a.0"))
+    world.told.clear()
+    world.send(m.Attach())
+    groups = [t for t in world.told if isinstance(t, m.GroupStatus)]
+    assert [(g.group, g.ready) for g in groups] == [(0, True), (1, True)]
+    (load,) = [t for t in world.told if isinstance(t, m.Load)]
+    assert load.unfinished == 1
+    assert load.backlog > 0
 
 
 def test_the_same_submit_twice_is_one_job() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.engine_peer import request
 
+from fakes.engine_peer import request
 from safelight.errors import ConfigError, NotFound
 from safelight.store.jobs import JobStore, Outcome, Output
 from safelight.store.tables import Status

@@ -1,0 +1,33 @@
+"""What the routes get injected. Async, as FastAPI runs sync dependencies in threads."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from safelight.config import EngineConfig
+from safelight.entrypoint.body import Body, read_body
+from safelight.manager.manager import RequestManager
+from safelight.models.card import ModelCard
+
+
+async def _manager(request: Request) -> RequestManager:
+    manager: RequestManager = request.app.state.manager
+    return manager
+
+
+async def _config(request: Request) -> EngineConfig:
+    config: EngineConfig = request.app.state.config
+    return config
+
+
+async def _card(request: Request) -> ModelCard:
+    card: ModelCard = request.app.state.card
+    return card
+
+
+Manager = Annotated[RequestManager, Depends(_manager)]
+Config = Annotated[EngineConfig, Depends(_config)]
+Card = Annotated[ModelCard, Depends(_card)]
+ParsedBody = Annotated[Body, Depends(read_body)]

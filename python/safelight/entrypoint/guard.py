@@ -1,0 +1,68 @@
+"""The outermost layer: every response has an id, no body is larger than allowed.
+
+Starlette's own body limit answers in plain text before any handler can put it into the envelope,
+hence this one.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from safelight.errors import InvalidRequest, PayloadTooLarge
+
+REQUEST_ID = "safelight.request_id"
+"""Key of the ASGI scope."""
+
+
+class RequestIdMiddleware:
+    """`x-request-id` on every response; the SDKs show it in their errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope[REQUEST_ID] = f"req_{secrets.token_hex(16)}"
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Counts what a handler reads of the body, and refuses before it is too much."""
+
+    def __init__(self, limit: int, headers: Headers) -> None:
+        """Raises `PayloadTooLarge` if the declared length is over `limit` bytes."""
+        self._limit = limit
+        self._read = 0
+        declared = headers.get("content-length", "0")
+        if not declared.isdecimal():
+            raise InvalidRequest("'content-length' is no number.", param="content-length")
+        self._check(int(declared))
+
+    def took(self, nbytes: int) -> None:
+        """Raises `PayloadTooLarge` once the sum is over the limit (chunked bodies)."""
+        self._read += nbytes
+        self._check(self._read)
+
+    def _check(self, nbytes: int) -> None:
+        if nbytes > self._limit:
+            raise PayloadTooLarge(f"The body is larger than the limit of {self._limit} bytes.")
+
+    def around(self, receive: Receive) -> Receive:
+        async def counted() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                self.took(len(message.get("body", b"")))
+            return message
+
+        return counted

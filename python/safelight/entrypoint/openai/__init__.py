@@ -1,0 +1,1 @@
+"""The OpenAI dialect: videos, images, models."""

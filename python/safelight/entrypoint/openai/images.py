@@ -1,0 +1,135 @@
+"""`/v1/images`: requests that wait for their pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from safelight import log
+from safelight.entrypoint import schema
+from safelight.entrypoint.context import Card, Config, Manager, ParsedBody
+from safelight.entrypoint.media import MediaResponse, media_response
+from safelight.entrypoint.openai import parsing
+from safelight.errors import GenerationFailed, JobCancelled, NotFound
+from safelight.manager.events import JobView
+from safelight.manager.manager import RequestManager
+from safelight.request import Task
+from safelight.store.jobs import Output
+from safelight.store.tables import Status
+
+TASKS: tuple[Task, ...] = ("text-to-image",)
+CLIENT_CLOSED = 499  # nginx's number; nobody is there to read it
+
+logger = log.get(__name__)
+router = APIRouter(prefix="/images", tags=["images"], responses=schema.ERRORS)
+
+
+@router.post(
+    "/generations",
+    response_model=schema.ImagesResponse,
+    response_model_exclude_unset=True,
+    openapi_extra={"requestBody": schema.request_body(schema.ImageBody)},
+)
+async def generate(
+    body: ParsedBody, manager: Manager, config: Config, card: Card, http: Request
+) -> Any:
+    """Generate images and answer when they are there. A client that leaves cancels the job."""
+    request, asked = parsing.image_request(body, card, config.server.max_outputs)
+    await manager.submit(request)
+    view = await _finished(manager, request.id, http)
+    if view is None:
+        return Response(status_code=CLIENT_CLOSED)
+    _raise_unless_completed(view)
+    return await _answer(view, asked, http)
+
+
+@router.get("/{image_id}/content", response_class=MediaResponse)
+async def content(
+    image_id: str, manager: Manager, index: Annotated[int, Query(ge=0)] = 0
+) -> MediaResponse:
+    """One finished image, as the `url` of an answer names it."""
+    view = await manager.job(image_id)
+    if view.request.task not in TASKS:
+        raise NotFound(f"There is no image '{image_id}'.", param="id")
+    return await media_response(manager, view, index)
+
+
+async def _finished(manager: RequestManager, job_id: str, http: Request) -> JobView | None:
+    """The ended job; None if the client left first, and then the job is cancelled."""
+    job = asyncio.ensure_future(manager.wait(job_id))
+    left = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait({job, left}, return_when=asyncio.FIRST_COMPLETED)
+        if job.done():
+            return await job
+        logger.info("the client left", job=job_id)
+        await manager.cancel(job_id)
+        return None
+    finally:
+        job.cancel()
+        left.cancel()
+
+
+async def _disconnected(http: Request) -> None:
+    """Returns when the client has gone; the body was read before."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _raise_unless_completed(view: JobView) -> None:
+    if view.status is Status.COMPLETED:
+        return
+    message = view.error_message or f"The job was {view.status}."
+    if view.status is Status.CANCELLED:
+        raise JobCancelled(message)
+    raise GenerationFailed(message, code=view.error_code)
+
+
+async def _answer(view: JobView, asked: schema.ImageBody, http: Request) -> dict[str, Any]:
+    request = view.request
+    data = [await _image(output, asked, _url(http, view.id, i)) for i, output in _numbered(view)]
+    answer = {
+        "created": int(view.completed_at or view.created_at),
+        "data": data,
+        "output_format": request.format,
+        "size": f"{request.sampling.width}x{request.sampling.height}",
+        "id": view.id,
+        "model": request.model,
+        "seed": request.seed_of(0),
+        "seeds": [output.seed for output in view.outputs],
+    }
+    for name, kind in (("warnings", list[str]), ("safety_identifier", str)):
+        if value := parsing.echo(request, name, kind):
+            answer[name] = value
+    return answer
+
+
+def _numbered(view: JobView) -> list[tuple[int, Output]]:
+    return list(enumerate(view.outputs))
+
+
+def _url(http: Request, job_id: str, index: int) -> str:
+    """Absolute, as clients need it, by the name under which this client reached the server."""
+    return f"{http.base_url}v1/images/{job_id}/content?index={index}"
+
+
+async def _image(output: Output, asked: schema.ImageBody, url: str) -> dict[str, str]:
+    image: dict[str, str] = {}
+    if asked.response_format != "url":
+        image["b64_json"] = await asyncio.to_thread(_base64, Path(output.path))
+    if asked.response_format != "b64_json":
+        image["url"] = url
+    return image
+
+
+def _base64(path: Path) -> str:
+    try:
+        return base64.b64encode(path.read_bytes()).decode("ascii")
+    except FileNotFoundError as failure:
+        raise GenerationFailed(
+            "The image was removed before it was sent.", code="content_gone"
+        ) from failure

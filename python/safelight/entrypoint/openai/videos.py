@@ -1,0 +1,144 @@
+"""`/v1/videos`: jobs that are polled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+
+from safelight.entrypoint import schema
+from safelight.entrypoint.context import Card, Manager, ParsedBody
+from safelight.entrypoint.media import MediaResponse, media_response
+from safelight.entrypoint.openai import parsing
+from safelight.errors import InvalidRequest, NotFound
+from safelight.manager.events import JobView
+from safelight.manager.manager import RequestManager
+from safelight.request import Task
+from safelight.store.tables import Status
+
+TASKS: tuple[Task, ...] = ("text-to-video",)
+MIN_POLL_MS, MAX_POLL_MS = 50, 1000
+UNKNOWN_ETA_S = 0.5
+
+router = APIRouter(prefix="/videos", tags=["videos"], responses=schema.ERRORS)
+
+VideoId = Annotated[str, Path(description="The id that `POST /v1/videos` returned.")]
+
+
+@router.post(
+    "",
+    response_model=schema.Video,
+    response_model_exclude_unset=True,
+    openapi_extra={"requestBody": schema.request_body(schema.VideoBody)},
+)
+async def create(
+    body: ParsedBody, manager: Manager, card: Card, response: Response
+) -> dict[str, Any]:
+    """Accept a video job. It is durable when this answers; poll it until it is completed."""
+    view = await manager.submit(parsing.video_request(body, card))
+    return _polled(view, response)
+
+
+@router.get("", response_model=schema.VideoList, response_model_exclude_unset=True)
+async def page(
+    manager: Manager,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+) -> dict[str, Any]:
+    """A page of video jobs, newest first."""
+    found = await manager.list(TASKS, limit=limit, after=after, order=order)
+    ids = [view.id for view in found.views]
+    return {
+        "object": "list",
+        "data": [as_video(view) for view in found.views],
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+        "has_more": found.has_more,
+    }
+
+
+@router.get("/{video_id}", response_model=schema.Video, response_model_exclude_unset=True)
+async def retrieve(video_id: VideoId, manager: Manager, response: Response) -> dict[str, Any]:
+    """The job as it is now. A job that failed is found, with `status` failed."""
+    return _polled(await _video(manager, video_id), response)
+
+
+@router.delete("/{video_id}", response_model=schema.VideoDeleted)
+async def delete(video_id: VideoId, manager: Manager) -> schema.VideoDeleted:
+    """Stop the job if it runs; remove it and its file."""
+    await _video(manager, video_id)
+    await manager.delete(video_id)
+    return schema.VideoDeleted(id=video_id)
+
+
+@router.get("/{video_id}/content", response_class=MediaResponse)
+async def content(
+    video_id: VideoId,
+    manager: Manager,
+    variant: Annotated[str, Query(description="Only `video`.")] = "video",
+) -> MediaResponse:
+    """The finished file; takes `Range`."""
+    if variant != "video":
+        raise InvalidRequest(
+            f"'variant' is {variant!r:.80}; this server has only 'video'.", param="variant"
+        )
+    return await media_response(manager, await _video(manager, video_id), 0)
+
+
+async def _video(manager: RequestManager, video_id: str) -> JobView:
+    """Raises `NotFound`, also for a job that is no video."""
+    view = await manager.job(video_id)
+    if view.request.task not in TASKS:
+        raise NotFound(f"There is no video '{video_id}'.", param="id")
+    return view
+
+
+def _polled(view: JobView, response: Response) -> dict[str, Any]:
+    """The video object, and when to ask again: the SDK takes the interval of its first poll."""
+    if not view.status.final:
+        eta = UNKNOWN_ETA_S if view.eta is None else view.eta
+        wait = min(MAX_POLL_MS, max(MIN_POLL_MS, round(eta * 1000 / 2)))
+        response.headers["openai-poll-after-ms"] = str(wait)
+    return as_video(view)
+
+
+def as_video(view: JobView) -> dict[str, Any]:
+    """The contract's 13 keys, always, then what only Safelight says."""
+    request, sampling = view.request, view.request.sampling
+    video = {
+        "id": view.id,
+        "object": "video",
+        "model": request.model,
+        # Clients know four states; a cancelled job has an error that says so.
+        "status": "failed" if view.status is Status.CANCELLED else str(view.status),
+        "progress": view.progress,
+        "created_at": int(view.created_at),
+        "completed_at": None if view.completed_at is None else int(view.completed_at),
+        "expires_at": None,
+        "prompt": request.prompt,
+        "seconds": parsing.echo(request, "seconds", str)
+        or f"{sampling.num_frames / sampling.fps:g}",
+        "size": f"{sampling.width}x{sampling.height}",
+        "remixed_from_video_id": None,
+        "error": _error(view),
+        "seed": request.seed_of(0),
+        "num_frames": sampling.num_frames,
+        "fps": sampling.fps,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "negative_prompt": sampling.negative_prompt,
+        "steps_done": view.steps_done,
+    }
+    known = {
+        "eta": view.eta,
+        "queue_position": view.position,
+        "warnings": parsing.echo(request, "warnings", list[str]) or None,
+    }
+    return video | {key: value for key, value in known.items() if value is not None}
+
+
+def _error(view: JobView) -> dict[str, str] | None:
+    if view.error_code is None:
+        return None
+    return {"code": view.error_code, "message": view.error_message or ""}

@@ -1,0 +1,38 @@
+"""For operators and load balancers: is it alive, does it serve?"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from safelight.entrypoint import schema
+from safelight.entrypoint.context import Card, Manager
+from safelight.errors import Unavailable
+
+router = APIRouter(tags=["ops"], responses=schema.ERRORS)
+described = APIRouter(tags=["ops"], responses=schema.ERRORS)
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready")
+@router.get("/health", include_in_schema=False)
+async def ready(manager: Manager) -> dict[str, object]:
+    """A worker group serves; 503 with the reason until then. Also how busy it is."""
+    if not manager.ready:
+        raise Unavailable(f"Not ready: {manager.readiness}.", code="not_ready")
+    return {
+        "status": "ok",
+        "detail": manager.readiness,
+        "unfinished": manager.load.unfinished,
+        "backlog_seconds": round(manager.load.backlog, 3),
+    }
+
+
+@described.get("/model_info")
+async def model_info(card: Card) -> dict[str, object]:
+    """What benchmark programs ask. `model_path` is what they then send as `model`."""
+    return {"model_path": card.name, "tasks": list(card.tasks), "family": card.family}

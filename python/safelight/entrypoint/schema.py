@@ -1,0 +1,173 @@
+"""Bodies and answers of the OpenAI dialect, and their OpenAPI schemas.
+
+The sampling parameters are not declared here: `request.Sampling` is, once, and every body takes
+its fields at the top level.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+from pydantic import BaseModel
+
+from safelight.request import ImageFormat, Sampling
+
+Size = Annotated[
+    str | None, Meta(description="WIDTHxHEIGHT in pixels, or auto: the model's own default.")
+]
+Model = Annotated[
+    str | None, Meta(description="The served model; may be left out, as there is one.")
+]
+Prompt = Annotated[str, Meta(description="What to generate; 1 to 32000 characters.")]
+Priority = Annotated[int, Meta(description="-100 to 100; higher goes first.")]
+Count = Annotated[int, Meta(ge=1)]
+One = Annotated[int, Meta(ge=1, le=1)]
+
+
+class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/videos`, beside the sampling parameters."""
+
+    prompt: Prompt = ""
+    model: Model = None
+    size: Size = None
+    seconds: Annotated[
+        int | float | str | None,
+        Meta(description="Length of the clip; the nearest frame count the model can make is used."),
+    ] = None
+    priority: Priority = 0
+    n: Annotated[One | None, Meta(description="A job makes one video.")] = None
+    num_outputs_per_prompt: Annotated[One | None, Meta(description="As n.")] = None
+
+
+class ImageBody(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/images/generations`, beside the sampling parameters."""
+
+    prompt: Prompt = ""
+    model: Model = None
+    size: Size = None
+    n: Annotated[Count | None, Meta(description="How many images to generate.")] = None
+    num_outputs_per_prompt: Annotated[Count | None, Meta(description="As n.")] = None
+    response_format: Annotated[
+        Literal["b64_json", "url"] | None,
+        Meta(description="How to return the images; both ways when left out."),
+    ] = None
+    output_format: Annotated[ImageFormat, Meta(description="File format of the images.")] = "png"
+    output_compression: Annotated[
+        int, Meta(ge=0, le=100, description="Quality of jpeg and webp.")
+    ] = 95
+    priority: Priority = 0
+
+
+def request_body(body: type[msgspec.Struct]) -> dict[str, Any]:
+    """OpenAPI's `requestBody` of a route that takes `body` and the fields of `Sampling`."""
+    _, components = msgspec.json.schema_components([body, Sampling])
+    properties = components[body.__name__]["properties"]
+    for name, schema in components[Sampling.__name__]["properties"].items():
+        # What is left out comes from the model's card, not from the struct.
+        properties[name] = {key: value for key, value in schema.items() if key != "default"}
+    schema = {"type": "object", "properties": properties, "required": ["prompt"]}
+    kinds = ("application/json", "multipart/form-data", "application/x-www-form-urlencoded")
+    return {"required": True, "content": {kind: {"schema": schema} for kind in kinds}}
+
+
+# ------------------------------------------------------------------------------------- answers
+
+
+class JobFailure(BaseModel):
+    code: str
+    message: str
+
+
+class Video(BaseModel):
+    """OpenAI's video object (up to `error`), then what only Safelight says."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str | None
+    seconds: str
+    size: str
+    remixed_from_video_id: str | None
+    error: JobFailure | None
+
+    seed: int
+    num_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str
+    steps_done: int
+    eta: float | None = None
+    """Predicted seconds until it is completed."""
+    queue_position: int | None = None
+    warnings: list[str] = []
+
+
+class VideoList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class Image(BaseModel):
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class ImagesResponse(BaseModel):
+    """OpenAI's answer; from `id` on, what only Safelight says. There is no `usage`: no tokens."""
+
+    created: int
+    data: list[Image]
+    output_format: ImageFormat
+    size: str
+    safety_identifier: str | None = None
+    id: str
+    model: str
+    seed: int
+    seeds: list[int]
+    warnings: list[str] = []
+
+
+class ModelObject(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "safelight"
+    tasks: list[str]
+    defaults: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorEnvelope}}
+"""`responses=` of every router."""

@@ -1,0 +1,413 @@
+"""The request manager: one asyncio object between HTTP (or the `Engine`) and the other processes.
+
+It owns the job store. The committed row is the acceptance: whatever dies after that, the job
+reaches one visible end. The row also arbitrates every race (a late file, a cancel that crosses the
+last frame): changes that it refuses did not happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from safelight.config import EngineConfig
+from safelight.errors import NotFound, Unavailable
+from safelight.manager import dispatch
+from safelight.manager.admission import Admission
+from safelight.manager.channels import Channels
+from safelight.manager.database import Database
+from safelight.manager.events import JobView
+from safelight.manager.live import LiveJob, ended_view
+from safelight.models.card import ModelCard
+from safelight.request import GenerationRequest, SampleSpec, Task, job_of
+from safelight.store.content import ContentStore
+from safelight.store.jobs import Job, JobStore, Order, Outcome, Output
+from safelight.store.tables import Status
+from safelight.wire import messages as m
+
+R = TypeVar("R")
+
+SCHEDULER, OUTPUT = "scheduler", "output"
+"""Names of the peers whose loss the manager mends."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    views: tuple[JobView, ...]
+    has_more: bool
+
+
+class RequestManager:
+    """Accepts, hands on, records and reports jobs. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        card: ModelCard,
+        run_dir: Path,
+        *,
+        content_root: Path | None = None,
+        plans: Callable[[m.PlanDone], None] | None = None,
+    ) -> None:
+        """`content_root` replaces the one under the data directory; `plans` sees every plan."""
+        self.card = card
+        self.load = m.Load(unfinished=0, backlog=0.0)
+        self.plans = plans
+        self.content_store = ContentStore(content_root or config.data_path / "content")
+        self._config = config
+        self._run_dir = run_dir
+        self._admission = Admission(config.scheduling.max_queued_samples)
+        self._live: dict[str, LiveJob] = {}
+        self._groups: dict[int, m.GroupStatus] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Open the store, connect, and hand the scheduler what was left unfinished.
+
+        Raises `ConfigError` if another server has the data directory.
+        """
+        # Awaited by the owner: it raises if the manager cannot go on.
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._db = await Database.open(self._config.data_path / "jobs.sqlite")
+        try:
+            self._channels = Channels(self._run_dir)
+        except BaseException:
+            await self._db.close()
+            raise
+        for job_id in await self._db.call(JobStore.buried):
+            await self._erase(job_id)
+        await self._resubmit()
+        self._spawn(self._hear_scheduler(), self._fell)
+        self._spawn(self._hear_output(), self._fell)
+
+    async def close(self) -> None:
+        """Stop. Unfinished jobs stay in the store; those who wait for them get `Unavailable`."""
+        for live in self._live.values():
+            live.topic.end(Unavailable("The server is going down; the job continues later."))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._channels.close()
+        await self._db.close()
+
+    # -------------------------------------------------------------------------- what callers do
+
+    async def submit(
+        self, request: GenerationRequest, *, destinations: Sequence[Path] | None = None
+    ) -> JobView:
+        """Accept a job. `destinations` are absolute paths for its files, one per output.
+
+        Raises `Overloaded` or `InvalidRequest`; when it returns, the job is on disk.
+        """
+        # Shielded: a caller that goes away must not leave a committed row that nobody runs.
+        return await self._accept(request, destinations)
+
+    async def job(self, job_id: str) -> JobView:
+        """The job as it is now. Raises `NotFound`."""
+        if (live := self._live.get(job_id)) is not None:
+            return live.view()
+        return self._view(await self._row(job_id))
+
+    async def wait(self, job_id: str) -> JobView:
+        """The job once it has ended, well or badly. Raises `NotFound`, or `Unavailable` at
+        shutdown."""
+        if (live := self._live.get(job_id)) is not None:
+            return await live.topic.final()
+        return await self.job(job_id)
+
+    async def subscribe(self, job_id: str) -> AsyncGenerator[JobView]:
+        """The job now and after every change until it ended. Raises `NotFound`."""
+        if (live := self._live.get(job_id)) is None:
+            yield await self.job(job_id)
+            return
+        async for view in live.topic.follow(live.view):
+            yield view
+
+    async def list(
+        self,
+        tasks: Sequence[Task],
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        order: Order = "desc",
+    ) -> Page:
+        """A page of jobs by order of acceptance. Raises `NotFound` if `after` is not known."""
+        page = await self._db.call(JobStore.list, tasks, limit=limit, after=after, order=order)
+        return Page(tuple(self._view(job) for job in page.jobs), page.has_more)
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Stop a job; one that has ended stays as it is. Raises `NotFound`."""
+        await self._end(job_id, Status.CANCELLED, "cancelled", "The job was cancelled.")
+        return await self.job(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Stop a job if it runs, remove its row and its files. Raises `NotFound`."""
+        job = await self._db.call(JobStore.bury, job_id)
+        if job is None:
+            raise _unknown(job_id)
+        text = "The job was deleted."
+        await self._settle(
+            msgspec.structs.replace(
+                job, status=Status.CANCELLED, error_code="cancelled", error_message=text
+            )
+        )
+        await self._erase(job_id)
+
+    async def peer_restarted(self, process: str) -> None:
+        """Another process died and is back without its memory: hand it what it needs again."""
+        if process == SCHEDULER:
+            self._groups.clear()
+            await self._resubmit()
+        elif process == OUTPUT:
+            lost = tuple(s for live in self._live.values() for s in live.writing())
+            if lost:
+                await self._channels.send(m.Redeliver(samples=lost))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker group serves."""
+        return any(group.ready for group in self._groups.values())
+
+    @property
+    def readiness(self) -> str:
+        """Why it is ready, or not, for people."""
+        if not self._groups:
+            return "no worker group has reported yet"
+        return "; ".join(f"group {g.group}: {g.detail}" for g in self._groups.values())
+
+    # -------------------------------------------------------------------------------- accepting
+
+    async def _accept(
+        self, request: GenerationRequest, destinations: Sequence[Path] | None
+    ) -> JobView:
+        now = time.monotonic()
+        etas = [eta for live in self._live.values() for eta in live.etas(now)]
+        with self._admission.entering(request.n, etas, self.load.backlog):
+            places = None if destinations is None else [str(path) for path in destinations]
+            if places is None:
+                await self._db.run(partial(self.content_store.prepare, request.id))
+            job = await self._db.call(JobStore.add, request, places)
+            live = self._live[request.id] = LiveJob(job, ())
+        view = live.view()
+        await self._dispatch(live)
+        return view
+
+    async def _dispatch(self, live: LiveJob) -> None:
+        """Hand the scheduler every sample of the job that has no file yet."""
+        indices = dispatch.by_index(live.missing())
+        for message in dispatch.messages(self._spec(live, index) for index in indices):
+            await self._channels.send(message)
+
+    def _spec(self, live: LiveJob, index: int) -> SampleSpec:
+        if live.destinations is None:
+            path = self.content_store.place(live.request.id, index, live.request.format)
+        else:
+            path = Path(live.destinations[index])
+        return dispatch.spec(
+            live.request,
+            index,
+            attempt=live.attempt,
+            path=path,
+            card=self.card,
+            embed_parameters=self._config.storage.embed_parameters,
+        )
+
+    async def _resubmit(self) -> None:
+        """A new attempt of everything unfinished; what older attempts still send is stale."""
+        jobs = await self._db.call(JobStore.next_attempt)
+        for job in jobs:  # all of them before the next await, in which some may end
+            if (live := self._live.get(job.request.id)) is not None:
+                live.begin(job.attempt)
+            else:
+                self._live[job.request.id] = LiveJob(job, self._absolute(job.outputs))
+        for job in jobs:
+            live = self._live.get(job.request.id)
+            if live is not None and job.request.model != self.card.name:
+                text = f"The server was started again with the model {self.card.name}."
+                await self._end(job.request.id, Status.FAILED, "model_not_served", text)
+            elif live is not None:
+                await self._dispatch(live)
+        await self._channels.send(m.Attach())
+
+    # ------------------------------------------------------------------ what the scheduler says
+
+    async def _hear_scheduler(self) -> None:
+        async for message in self._channels.from_scheduler():
+            match message:
+                case m.Progress():
+                    self._progress(message.samples)
+                case m.SampleFailed():
+                    await self._sample_failed(message)
+                case m.SampleCancelled():
+                    await self._sample_cancelled(message)
+                case m.PlanDone():
+                    if self.plans is not None:
+                        self.plans(message)
+                case m.GroupStatus():
+                    self._groups[message.group] = message
+                case m.Load():
+                    self.load = message
+
+    def _progress(self, samples: Sequence[m.SampleProgress]) -> None:
+        now, moved = time.monotonic(), set()
+        for progress in samples:
+            live = self._known(progress.sample, progress.attempt)
+            if live is not None:
+                live.take(progress, now)
+                moved.add(live)
+        begun = [live for live in moved if live.started_at is None and live.begun]
+        if begun:
+            at = time.time()
+            for live in begun:
+                live.started_at = at
+            ids = [live.request.id for live in begun]
+            self._spawn(self._db.call(JobStore.start, ids, at), self._fell)
+        for live in moved:
+            live.topic.pulse()
+
+    def _known(self, sample: str, attempt: int) -> LiveJob | None:
+        live = self._live.get(job_of(sample))
+        return live if live is not None and live.knows(sample, attempt) else None
+
+    async def _sample_failed(self, failure: m.SampleFailed | m.MediaFailed) -> None:
+        """One failing sample fails its job: half an answer is none."""
+        if (live := self._known(failure.sample, failure.attempt)) is not None:
+            await self._end(
+                live.request.id, Status.FAILED, failure.code, failure.message, live.attempt
+            )
+
+    async def _sample_cancelled(self, message: m.SampleCancelled) -> None:
+        """The scheduler stopped a sample of a job that we had not cancelled."""
+        if (live := self._known(message.sample, message.attempt)) is not None:
+            text = "The scheduler stopped the job."
+            await self._end(live.request.id, Status.CANCELLED, "cancelled", text, live.attempt)
+
+    # -------------------------------------------------------------- what the output manager says
+
+    async def _hear_output(self) -> None:
+        async for messages in self._channels.from_output():
+            ready = [message for message in messages if isinstance(message, m.MediaReady)]
+            if ready:
+                await self._record(ready)
+            for message in messages:
+                if isinstance(message, m.MediaFailed):
+                    await self._sample_failed(message)
+
+    async def _record(self, ready: Sequence[m.MediaReady]) -> None:
+        """Commit finished files, then let everybody forget the samples."""
+        reports = [(self._output(message), message.attempt) for message in ready]
+        results = await self._db.call(JobStore.record, reports, time.time())
+        forget = []
+        for message, (outcome, job) in zip(ready, results, strict=True):
+            if outcome is Outcome.STALE:
+                continue  # its newer attempt makes the same file again, and must not be forgotten
+            forget.append(message.sample)
+            if outcome is Outcome.GONE:
+                await self._db.run(partial(self.content_store.discard, Path(message.path)))
+            elif job is not None and outcome is not Outcome.DUPLICATE:
+                self._note(job)
+                if outcome is Outcome.COMPLETED:
+                    await self._settle(job)
+        if forget:
+            await self._channels.send(m.Written(samples=tuple(forget)))
+
+    def _output(self, message: m.MediaReady) -> Output:
+        return Output(
+            sample=message.sample,
+            path=self.content_store.stored(Path(message.path)),
+            media_type=message.media_type,
+            nbytes=message.nbytes,
+            sha256=message.sha256,
+            width=message.width,
+            height=message.height,
+            num_frames=message.num_frames,
+        )
+
+    def _note(self, job: Job) -> None:
+        """Take over the outputs of a row that has new ones."""
+        if (live := self._live.get(job.request.id)) is not None:
+            for output in self._absolute(job.outputs):
+                live.record(output)
+            live.topic.pulse()
+
+    # ----------------------------------------------------------------------------------- ending
+
+    async def _end(
+        self,
+        job_id: str,
+        status: Literal[Status.FAILED, Status.CANCELLED],
+        code: str,
+        message: str,
+        attempt: int | None = None,
+    ) -> None:
+        """End a job durably, unless its row says that it has ended otherwise."""
+        job = await self._db.call(
+            JobStore.finish,
+            job_id,
+            status,
+            time.time(),
+            code=code,
+            message=message,
+            attempt=attempt,
+        )
+        if job is not None:
+            await self._settle(job)
+
+    async def _settle(self, job: Job) -> None:
+        """The row is final: stop what still runs and tell those who wait."""
+        if (live := self._live.pop(job.request.id, None)) is None:
+            return
+        running = live.missing()
+        live.topic.end(live.ended(job, self._absolute(job.outputs)))
+        if running:
+            await self._channels.send(m.Cancel(samples=running))
+
+    async def _erase(self, job_id: str) -> None:
+        """Files first, then the row: if this is cut short, the next start repeats it."""
+        await self._db.run(partial(self.content_store.delete, job_id))
+        await self._db.call(JobStore.forget, job_id)
+
+    # ---------------------------------------------------------------------------------- helpers
+
+    async def _row(self, job_id: str) -> Job:
+        job = await self._db.call(JobStore.get, job_id)
+        if job is None:
+            raise _unknown(job_id)
+        return job
+
+    def _view(self, job: Job) -> JobView:
+        """A row, with what is remembered of it if it is still live."""
+        if (live := self._live.get(job.request.id)) is not None:
+            return live.view()
+        return ended_view(job, self._absolute(job.outputs))
+
+    def _absolute(self, outputs: Sequence[Output]) -> tuple[Output, ...]:
+        locate = self.content_store.located
+        return tuple(msgspec.structs.replace(o, path=str(locate(o.path))) for o in outputs)
+
+    def _spawn(
+        self,
+        work: Coroutine[Any, Any, R],
+        check: Callable[[asyncio.Task[R]], None] | None = None,
+    ) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if check is not None:
+            task.add_done_callback(check)
+        return task
+
+    def _fell(self, task: asyncio.Task[Any]) -> None:
+        """A task that must not end has: without it the manager is deaf, so say so."""
+        if not task.cancelled() and (failure := task.exception()) and not self.broken.done():
+            self.broken.set_exception(failure)
+
+
+def _unknown(job_id: str) -> NotFound:
+    return NotFound(f"There is no job '{job_id}'.", param="id")

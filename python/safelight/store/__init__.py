@@ -1,0 +1,1 @@
+"""What outlives the process: the job database and the finished files."""
