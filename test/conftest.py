@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fakes.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,12 @@ def tiny_wan_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fakes.zoo import tiny_wan
 
     return tiny_wan(tmp_path_factory.mktemp("zoo") / "tiny-wan")
+
+
+@pytest.fixture(scope="session")
+def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real `safelight serve` of the built-in model; one for the whole session."""
+    from fakes.server import serving
+
+    with serving(tmp_path_factory.mktemp("live") / "data") as server:
+        yield server

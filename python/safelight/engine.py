@@ -156,7 +156,7 @@ class Engine:
         format: MediaFormat | None = None,
         compression: int = 95,
         priority: int = 0,
-        destinations: Sequence[Path] | None = None,
+        destinations: Sequence[Path | str] | None = None,
     ) -> Job:
         """Accept a job; returns at once.
 

@@ -115,12 +115,12 @@ class EnginePeer:
             message = links.REQUESTS.decode_up(data)
             if isinstance(message, m.Submit):
                 await self._take(message)
+            if isinstance(message, m.Attach):
+                detail = "serving" if self.ready else "loading"
+                await self.say(m.GroupStatus(group=0, ready=self.ready, detail=detail))
             self._inbox[type(message)].put_nowait(message)
 
     async def _take(self, message: m.Submit) -> None:
-        if not message.samples:  # a manager says hello
-            detail = "serving" if self.ready else "loading"
-            await self.say(m.GroupStatus(group=0, ready=self.ready, detail=detail))
         self.specs.extend(message.samples)
         if self.automatic:
             for spec in message.samples:
@@ -133,10 +133,8 @@ class EnginePeer:
         return found
 
     async def submitted(self) -> tuple[SampleSpec, ...]:
-        """The samples of the next submission that has any."""
-        while not (samples := (await self.next(m.Submit)).samples):
-            pass
-        return samples
+        """The samples of the next submission."""
+        return (await self.next(m.Submit)).samples
 
     def silent(self, kind: type) -> bool:
         """Whether no message of this kind is waiting."""

@@ -82,7 +82,7 @@ def test_health_says_why_it_is_not_ready(tmp_path: Path) -> None:
     ):
         from safelight.wire import messages as m
 
-        running.call(running.peer.next(m.Submit))
+        running.call(running.peer.next(m.Attach))
         assert client.get("/health/live").status_code == 200
         for path in ("/health", "/health/ready"):
             answer = client.get(path)

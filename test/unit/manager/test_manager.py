@@ -399,7 +399,7 @@ async def test_readiness_follows_the_groups(lab: Any) -> None:
         assert await plans.get() == done
         return manager.ready, manager.readiness
 
-    await lab.peer.next(m.Submit)
+    await lab.peer.next(m.Attach)
     up = m.GroupStatus(group=0, ready=True, detail="serving")
     down = m.GroupStatus(group=0, ready=False, detail="its ranks were lost")
     assert await after(up) == (True, "group 0: serving")
@@ -411,7 +411,7 @@ async def test_readiness_follows_the_groups(lab: Any) -> None:
 
 async def test_bytes_that_are_no_message_are_survived(lab: Any) -> None:
     manager = await lab.manager()
-    await lab.peer.next(m.Submit)
+    await lab.peer.next(m.Attach)
     await lab.peer.say_raw(b"\xc1 nonsense")
     await lab.peer.report(m.Stop(grace=1.0))  # type: ignore[arg-type]  # not of this link
     lab.peer.automatic = True
@@ -436,7 +436,6 @@ async def test_a_job_larger_than_a_message_is_sent_in_several(lab: Any) -> None:
     prompt = "\N{CAT FACE}" * 32_000
     sampling = msgspec.structs.replace(request().sampling, negative_prompt=prompt)
     await manager.submit(request(n=12, prompt=prompt, sampling=sampling))
-    await lab.peer.next(m.Submit)  # the hello
     messages: list[m.Submit] = []
     while sum(len(message.samples) for message in messages) < 12:
         messages.append(await lab.peer.next(m.Submit))
@@ -452,7 +451,7 @@ async def test_a_manager_that_goes_deaf_says_so(lab: Any) -> None:
 
     manager = await lab.manager()
     manager.plans = explode
-    await lab.peer.next(m.Submit)
+    await lab.peer.next(m.Attach)
     await lab.peer.say(
         m.PlanDone(group=0, op="step", samples=(), steps=1, started=0.0, finished=0.0)
     )

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fakes.simulation import spec as sample_spec
 
+from fakes.simulation import spec as sample_spec
 from safelight import config as configuration
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_card, load_family

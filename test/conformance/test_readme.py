@@ -1,0 +1,68 @@
+"""README's examples, as printed, against a live server."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes.server import Server
+from PIL import Image
+
+README = Path(__file__).parents[2] / "README.md"
+PORT = "127.0.0.1:30000"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="the examples use jq, which is not here")
+def test_the_curl_examples_in_order(live_server: Server, tmp_path: Path) -> None:
+    commands = [block for block in blocks("bash") if block.lstrip().startswith(("curl", "ID="))]
+    assert len(commands) == 4
+    for index, command in enumerate(commands):
+        if "/content" in command:
+            newest = live_server.client.get("/v1/videos").json()["data"][0]["id"]
+            assert live_server.wait(newest)["status"] == "completed"
+        script = command.replace(PORT, f"127.0.0.1:{live_server.port}")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, (index, done.stderr)
+        if index == 1:
+            assert done.stdout.strip() in ("queued", "in_progress", "completed")
+    assert (tmp_path / "clip.mp4").read_bytes()[4:8] == b"ftyp"
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (64, 64)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_sdk_example(live_server: Server, tmp_path: Path) -> None:
+    (code,) = [block for block in blocks("python") if "openai" in block]
+    script = code.replace(PORT, f"127.0.0.1:{live_server.port}")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "square.mp4").read_bytes()[4:8] == b"ftyp"
+    assert done.stdout.startswith("http://127.0.0.1")
+
+
+def test_the_python_example(tmp_path: Path) -> None:
+    (code,) = [block for block in blocks("python") if "safelight.Engine" in block]
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "red.mp4").read_bytes()[4:8] == b"ftyp"
+    assert "video/mp4" in done.stdout

@@ -1,0 +1,118 @@
+"""Model cards: what fits, and what the refusal says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safelight import config as configuration
+from safelight.errors import ConfigError, InvalidRequest, UnknownField
+from safelight.models.card import Range
+from safelight.models.registry import load_card
+from safelight.request import Sampling
+
+
+def test_a_range_knows_what_is_near() -> None:
+    legal = Range(32, 128, 16)
+    assert 48 in legal
+    assert 50 not in legal
+    assert legal.nearest(50) == (48, 64)
+    assert legal.nearest(5) == (32,) or legal.nearest(5) == (32, 48)
+    assert legal.nearest(1000) == (128,)
+    assert legal.nearest(64) == (64,)
+    assert Range(1, 1001, 4).narrowed(3, 13) == Range(5, 13, 4)
+
+
+def test_the_builtin_card_is_read_from_its_files() -> None:
+    card = load_card(configuration.build({}))
+    assert (card.name, card.family) == ("shapes", "wan")
+    assert card.tasks == ("text-to-video", "text-to-image")
+    sampling = card.resolve({})
+    assert isinstance(sampling, Sampling)
+    assert (sampling.width, sampling.height, sampling.num_frames) == (64, 64, 9)
+    assert card.tokens(sampling) == 5 * 4 * 4
+    assert card.tokens(card.resolve({"num_frames": 1})) == 16
+
+
+def test_wans_defaults_are_the_pipelines(tiny_wan_directory: Path) -> None:
+    import inspect
+
+    from diffusers import WanPipeline
+
+    card = load_card(configuration.build({"model_path": str(tiny_wan_directory)}))
+    signature = inspect.signature(WanPipeline.__call__).parameters
+    for name, value in card.defaults.items():
+        if name in signature:
+            assert value == signature[name].default, name
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"width": 70}, ["'width' is 70", "32 to 128 in steps of 16", "64 or 80"]),
+        ({"num_frames": 10}, ["num_frames", "9 or 11"]),
+        ({"height": 4096}, ["height", "Nearest: 128"]),
+        ({"num_inference_steps": 0}, ["num_inference_steps", ">= 1", "got 0"]),
+        ({"guidance_scale": "x"}, ["guidance_scale", "float"]),
+        ({"seed": -1}, ["seed"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(
+    values: dict[str, object], words: list[str]
+) -> None:
+    card = load_card(configuration.build({}))
+    with pytest.raises(InvalidRequest) as failure:
+        card.resolve(values)
+    assert all(word in str(failure.value) for word in words), failure.value
+    assert failure.value.param == next(iter(values))
+
+
+def test_unknown_parameters_are_refused() -> None:
+    with pytest.raises(UnknownField, match="num_inference_steps"):
+        load_card(configuration.build({})).resolve({"num_inference_step": 3})
+
+
+def test_none_means_the_default() -> None:
+    card = load_card(configuration.build({}))
+    assert card.resolve({"width": None}) == card.resolve({})
+
+
+def test_batch_keys_differ_where_a_forward_cannot_be_shared() -> None:
+    card = load_card(configuration.build({}))
+    base = card.resolve({})
+    same = card.resolve({"num_inference_steps": 3, "guidance_scale": 1.0, "seed": 9})
+    assert card.batch_key(base) == card.batch_key(same)
+    for values in ({"width": 96}, {"num_frames": 5}, {"max_sequence_length": 32}):
+        assert card.batch_key(base) != card.batch_key(card.resolve(values))
+
+
+def test_models_that_cannot_run_are_refused_in_a_sentence(
+    tmp_path: Path, tiny_wan_directory: Path
+) -> None:
+    def refused(words: str, **values: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            load_card(configuration.build(values))
+
+    refused("no model_index.json", model_path=str(tmp_path))
+    refused("builtin", model_path="builtin:nothing")
+    for change, words in [
+        ({"_class_name": "NoSuchPipeline"}, "No family runs 'NoSuchPipeline'"),
+        ({"transformer_2": ["diffusers", "X"]}, "two transformers"),
+        ({"expand_timesteps": True}, "per-token timesteps"),
+    ]:
+        copy = tmp_path / words.split()[0]
+        shutil.copytree(tiny_wan_directory, copy)
+        index = json.loads((copy / "model_index.json").read_text())
+        (copy / "model_index.json").write_text(json.dumps(index | change))
+        refused(words, model_path=str(copy))
+
+
+def test_a_broken_override_file_is_named(tmp_path: Path, tiny_wan_directory: Path) -> None:
+    copy = tmp_path / "m"
+    shutil.copytree(tiny_wan_directory, copy)
+    (copy / "safelight.json").write_text('{"limit": 3}')
+    with pytest.raises(ConfigError, match=r"safelight\.json is not valid"):
+        load_card(configuration.build({"model_path": str(copy)}))

@@ -1,0 +1,90 @@
+"""Declarations: one field, and everything derived from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+from msgspec import Meta
+
+from safelight import config, fields
+from safelight.errors import ConfigError, InvalidRequest, UnknownField
+
+
+class Toy(msgspec.Struct, frozen=True):
+    number_of_things: Annotated[int, Meta(ge=1, le=9, description="How many.")] = 3
+    name: str = "x"
+
+
+def test_a_declared_field_knows_its_flag_variable_and_help() -> None:
+    first, _ = fields.declared(Toy)
+    assert (first.flag, first.variable) == ("--number-of-things", "SAFELIGHT_NUMBER_OF_THINGS")
+    assert (first.help, first.default, first.type) == ("How many.", 3, int)
+
+
+def test_names_are_unique_in_the_whole_tree() -> None:
+    names = [f.name for section in config.SECTIONS.values() for f in fields.declared(section)]
+    assert len(names) == len(set(names))
+    assert all(f.help for f in config.engine_fields().values())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"number_of_things": 12}, ["number_of_things", "<= 9", "got 12"]),
+        ({"number_of_things": "many"}, ["number_of_things", "int", "'many'"]),
+    ],
+)
+def test_a_wrong_value_is_explained(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as failure:
+        fields.convert(Toy, values)
+    assert all(word in str(failure.value) for word in words)
+    assert failure.value.param == "number_of_things"
+
+
+def test_strings_become_numbers_only_where_the_source_has_no_types() -> None:
+    assert fields.convert(Toy, {"number_of_things": "4"}, strict=False).number_of_things == 4
+    with pytest.raises(InvalidRequest):
+        fields.convert(Toy, {"number_of_things": "4"})
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(UnknownField, match="Did you mean 'number_of_things'"):
+        fields.refuse_unknown(["number_of_thing"], [f.name for f in fields.declared(Toy)])
+    with pytest.raises(ConfigError, match="Did you mean 'max_batch_size'"):
+        config.build({"max_batchsize": 3})
+
+
+def test_the_tree_is_built_from_flat_names_and_keeps_defaults() -> None:
+    built = config.build({"port": 1234, "max_batch_size": 5})
+    assert (built.server.port, built.scheduling.max_batch_size) == (1234, 5)
+    assert built.server.host == "127.0.0.1"
+    assert config.EngineConfig() == config.build({})
+
+
+def test_files_are_json_or_yaml_with_dashes_or_underscores(tmp_path: Path) -> None:
+    yaml, json = tmp_path / "c.yaml", tmp_path / "c.json"
+    yaml.write_text("model-path: x\nport: 1\n")
+    json.write_text('{"model_path": "x", "port": 1}')
+    assert config.read_file(yaml) == config.read_file(json) == {"model_path": "x", "port": 1}
+    for text in ("[1, 2]", "a: [", "just words"):
+        yaml.write_text(text)
+        with pytest.raises(ConfigError):
+            config.read_file(yaml)
+    with pytest.raises(ConfigError, match="Cannot read"):
+        config.read_file(tmp_path / "missing.yaml")
+
+
+def test_the_environment_is_read_by_name() -> None:
+    names = config.engine_fields()
+    read = config.from_environment(names, {"SAFELIGHT_PORT": "77", "SAFELIGHT_X": "1", "PORT": "2"})
+    assert read == {"port": "77"}
+    assert config.build(read, strict=False).server.port == 77
+
+
+def test_the_model_name_is_the_last_part_of_its_path() -> None:
+    assert config.build({}).model_name == "shapes"
+    assert config.build({"model_path": "/models/Wan2.1"}).model_name == "Wan2.1"
+    assert config.build({"served_model_name": "wan"}).model_name == "wan"
