@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import msgspec
 
 from safelight import __version__
+from safelight.manager.live import LiveJob
 from safelight.models.card import ModelCard
 from safelight.request import Delivery, GenerationRequest, SampleSpec, index_of, sample_id
+from safelight.store.content import ContentStore
 from safelight.wire import codec, links
 from safelight.wire.messages import Submit
 
 _ROOM = links.MAX_MESSAGE // 2  # bytes of specs in one message; the rest is framing and margin
 
 
-def spec(
-    request: GenerationRequest,
-    index: int,
-    *,
-    attempt: int,
-    path: Path,
-    card: ModelCard,
-    embed_parameters: bool,
-) -> SampleSpec:
-    """Sample `index` of the job, to be written to `path`."""
-    sampling = msgspec.structs.replace(request.sampling, seed=request.seed_of(index))
-    return SampleSpec(
-        id=sample_id(request.id, index),
-        attempt=attempt,
-        prompt=request.prompt,
-        sampling=sampling,
-        priority=request.priority,
-        batch_key=card.batch_key(sampling),
-        tokens=card.tokens(sampling),
-        delivery=Delivery(
-            path=str(path),
-            format=request.format,
-            fps=sampling.fps,
-            compression=request.compression,
-            parameters=parameters(request, index) if embed_parameters else {},
-        ),
-    )
+class Dispatcher:
+    """Turns live jobs into messages."""
+
+    def __init__(self, card: ModelCard, content: ContentStore, *, embed_parameters: bool) -> None:
+        self._card = card
+        self._content = content
+        self._embed = embed_parameters
+
+    def messages(self, live: LiveJob) -> Iterator[Submit]:
+        """Every sample of the job that has no file yet, in order of their indices."""
+        return packed(self.spec(live, index_of(sample)) for sample in live.missing())
+
+    def spec(self, live: LiveJob, index: int) -> SampleSpec:
+        request = live.request
+        sampling = msgspec.structs.replace(request.sampling, seed=request.seed_of(index))
+        return SampleSpec(
+            id=sample_id(request.id, index),
+            attempt=live.attempt,
+            prompt=request.prompt,
+            sampling=sampling,
+            priority=request.priority,
+            batch_key=self._card.batch_key(sampling),
+            tokens=self._card.tokens(sampling),
+            delivery=Delivery(
+                path=self._path(live, index),
+                format=request.format,
+                fps=sampling.fps,
+                compression=request.compression,
+                parameters=parameters(request, index) if self._embed else {},
+            ),
+        )
+
+    def _path(self, live: LiveJob, index: int) -> str:
+        if live.destinations is not None:
+            return live.destinations[index]
+        return str(self._content.place(live.request.id, index, live.request.format))
 
 
 def parameters(request: GenerationRequest, index: int) -> dict[str, str]:
@@ -52,7 +62,7 @@ def parameters(request: GenerationRequest, index: int) -> dict[str, str]:
     return {"Software": f"Safelight {__version__}"} | {k: str(v) for k, v in values.items()}
 
 
-def messages(specs: Iterable[SampleSpec]) -> Iterator[Submit]:
+def packed(specs: Iterable[SampleSpec]) -> Iterator[Submit]:
     """The specs in as few messages as the link's size limit allows, in order."""
     batch: list[SampleSpec] = []
     size = 0
@@ -65,7 +75,3 @@ def messages(specs: Iterable[SampleSpec]) -> Iterator[Submit]:
         size += nbytes
     if batch:
         yield Submit(samples=tuple(batch))
-
-
-def by_index(samples: Iterable[str]) -> list[int]:
-    return sorted(index_of(sample) for sample in samples)

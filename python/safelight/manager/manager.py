@@ -18,14 +18,14 @@ import msgspec
 
 from safelight.config import EngineConfig
 from safelight.errors import NotFound, Unavailable
-from safelight.manager import dispatch
 from safelight.manager.admission import Admission
 from safelight.manager.channels import Channels
 from safelight.manager.database import Database
+from safelight.manager.dispatch import Dispatcher
 from safelight.manager.events import JobView
 from safelight.manager.live import LiveJob, ended_view
 from safelight.models.card import ModelCard
-from safelight.request import GenerationRequest, SampleSpec, Task, job_of
+from safelight.request import GenerationRequest, Task, job_of
 from safelight.store.content import ContentStore
 from safelight.store.jobs import Job, JobStore, Order, Outcome, Output
 from safelight.store.tables import Status
@@ -59,7 +59,10 @@ class RequestManager:
         self.load = m.Load(unfinished=0, backlog=0.0)
         self.plans = plans
         self.content_store = ContentStore(content_root or config.data_path / "content")
-        self._config = config
+        self._dispatcher = Dispatcher(
+            card, self.content_store, embed_parameters=config.storage.embed_parameters
+        )
+        self._data = config.data_path
         self._run_dir = run_dir
         self._admission = Admission(config.scheduling.max_queued_samples)
         self._live: dict[str, LiveJob] = {}
@@ -73,7 +76,7 @@ class RequestManager:
         """
         # Awaited by the owner: it raises if the manager cannot go on.
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._db = await Database.open(self._config.data_path / "jobs.sqlite")
+        self._db = await Database.open(self._data / "jobs.sqlite")
         try:
             self._channels = Channels(self._run_dir)
         except BaseException:
@@ -106,7 +109,7 @@ class RequestManager:
         Raises `Overloaded` or `InvalidRequest`; when it returns, the job is on disk.
         """
         # Shielded: a caller that goes away must not leave a committed row that nobody runs.
-        return await self._accept(request, destinations)
+        return await asyncio.shield(self._spawn(self._accept(request, destinations)))
 
     async def job(self, job_id: str) -> JobView:
         """The job as it is now. Raises `NotFound`."""
@@ -115,8 +118,7 @@ class RequestManager:
         return self._view(await self._row(job_id))
 
     async def wait(self, job_id: str) -> JobView:
-        """The job once it has ended, well or badly. Raises `NotFound`, or `Unavailable` at
-        shutdown."""
+        """The job once it has ended. Raises `NotFound`, and `Unavailable` at shutdown."""
         if (live := self._live.get(job_id)) is not None:
             return await live.topic.final()
         return await self.job(job_id)
@@ -176,7 +178,7 @@ class RequestManager:
 
     @property
     def readiness(self) -> str:
-        """Why it is ready, or not, for people."""
+        """Why `ready`, or why not, for people."""
         if not self._groups:
             return "no worker group has reported yet"
         return "; ".join(f"group {g.group}: {g.detail}" for g in self._groups.values())
@@ -200,23 +202,8 @@ class RequestManager:
 
     async def _dispatch(self, live: LiveJob) -> None:
         """Hand the scheduler every sample of the job that has no file yet."""
-        indices = dispatch.by_index(live.missing())
-        for message in dispatch.messages(self._spec(live, index) for index in indices):
+        for message in self._dispatcher.messages(live):
             await self._channels.send(message)
-
-    def _spec(self, live: LiveJob, index: int) -> SampleSpec:
-        if live.destinations is None:
-            path = self.content_store.place(live.request.id, index, live.request.format)
-        else:
-            path = Path(live.destinations[index])
-        return dispatch.spec(
-            live.request,
-            index,
-            attempt=live.attempt,
-            path=path,
-            card=self.card,
-            embed_parameters=self._config.storage.embed_parameters,
-        )
 
     async def _resubmit(self) -> None:
         """A new attempt of everything unfinished; what older attempts still send is stale."""

@@ -40,7 +40,7 @@ def test_a_clip_is_what_was_asked_for(
     assert (stream.codec, stream.pixel_format) == ("h264", "yuv420p")
     assert (stream.width, stream.height) == size
     assert stream.fps == fps
-    assert stream.colour.startswith("tv, bt709")
+    assert stream.colour.startswith("tv, bt709, ")  # matrix, primaries and curve alike
     boxes = probe.boxes(target)
     assert boxes.index("moov") < boxes.index("mdat")
 
@@ -50,6 +50,16 @@ def test_a_clip_is_what_was_asked_for(
     difference = np.abs(again[:, :height, :width].astype(int) - clip(*shape).astype(int))
     # yuv420p halves colour, so a gradient over few pixels is only nearly kept.
     assert difference.mean() < 4
+
+
+def test_colours_survive(tmp_path: Path) -> None:
+    """In the middle of a plain area nothing but rounding is left of the conversion to YUV."""
+    colours = [(200, 30, 60), (20, 220, 40), (30, 40, 230), (250, 250, 0)]
+    pixels = np.repeat(np.array(colours, np.uint8), 16, axis=0)[None, None].repeat(32, axis=1)
+    with in_memory(pixels) as memory, open_frames(memory, (1, 32, 64, 3)) as frames:
+        video.Encoder().encode(frames, tmp_path / "clip", fps=8)
+    again = probe.decode(tmp_path / "clip")[0, 16, 8::16].astype(int)
+    assert np.abs(again - np.array(colours)).max() <= 2
 
 
 def test_an_odd_side_is_completed_with_its_last_pixels(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+# Everything runs from .venv, which the stamp below makes. `make demo` is the shortest way in.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+OUTPUTS := outputs
+
+.PHONY: demo serve test check format docs bench clean
+
+demo: $(STAMP)
+	$(BIN)/safelight generate --prompt "a red circle moving left on a black background" \
+	  --output-path $(OUTPUTS) --output-file-name clip.mp4
+	$(BIN)/safelight generate --prompt "a blue square on a white background" --num-frames 1 \
+	  --output-path $(OUTPUTS) --output-file-name still.png
+
+serve: $(STAMP)
+	$(BIN)/safelight serve
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q test/unit/test_layering.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The documents that are generated from the code; tests hold them current.
+docs: $(STAMP)
+	cd test && ../$(BIN)/python -m tools.state_diagram --write
+	cd test && ../$(BIN)/python -m tools.config_reference --write
+	cd test && ../$(BIN)/python -m tools.module_list --write
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmark
+
+clean:
+	rm -rf $(OUTPUTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find python test benchmark -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

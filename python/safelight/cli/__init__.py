@@ -1,0 +1,1 @@
+"""The `safelight` command. Nothing heavy is imported until a command runs."""

@@ -1,0 +1,133 @@
+"""The `safelight` command: what each subcommand takes, and how errors end it.
+
+Exit status: 0 done; 1 it failed; 2 the command line, the configuration or the request is wrong;
+130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from safelight import config, fields
+from safelight.cli import options
+from safelight.cli.doctor import DoctorOptions
+from safelight.cli.generate import INTERRUPTED, GenerateOptions
+from safelight.cli.options import Panel
+from safelight.config import EngineConfig
+from safelight.errors import ConfigError, RequestError, SafelightError
+
+USAGE_ERROR = 2
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+SERVE = options.engine_panels()
+GENERATE = [
+    Panel("Output", fields.declared(GenerateOptions)),
+    options.sampling_panel(),
+    *options.engine_panels(),
+]
+DOCTOR = [Panel("Output", fields.declared(DoctorOptions)), *options.engine_panels()]
+
+app = typer.Typer(
+    help="Serves diffusion models: text in, images and videos out.",
+    add_completion=False,
+    invoke_without_command=True,
+    context_settings=_SETTINGS,
+)
+
+
+@app.callback()
+def _without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def serve(config_file: Path | None, given: dict[str, Any]) -> int:
+    """Serve a model over HTTP, with OpenAI's API, until Ctrl-C."""
+    from safelight.cli.serve import serve
+
+    resolved = _resolve(given, config_file, SERVE)
+    return serve(_engine_config(resolved.engine))
+
+
+def generate(config_file: Path | None, given: dict[str, Any]) -> int:
+    """Make videos or pictures from prompts and save them."""
+    from safelight.cli.generate import generate
+
+    if positional := given.pop("prompts", None):
+        given["prompt"] = [*given.get("prompt", ()), *positional]
+    resolved = _resolve(given, config_file, GENERATE)
+    wanted = fields.convert(GenerateOptions, resolved.rest, error=ConfigError)
+    engine = {"log_level": "warning", **resolved.engine}
+    return generate(_engine_config(engine), resolved.sampling, wanted)
+
+
+def doctor(config_file: Path | None, given: dict[str, Any]) -> int:
+    """Check what this machine has, and say what to do about what it has not."""
+    from safelight.cli.doctor import doctor
+
+    resolved = _resolve(given, config_file, DOCTOR)
+    wanted = fields.convert(DoctorOptions, resolved.rest, error=ConfigError)
+    return doctor(_engine_config(resolved.engine), wanted)
+
+
+def version() -> None:
+    """Print the version."""
+    from safelight import __version__
+
+    typer.echo(__version__)
+
+
+_PROMPTS = Annotated[
+    list[str] | None, typer.Argument(metavar="PROMPT", help="The same as --prompt.")
+]
+
+app.command("serve", context_settings=_SETTINGS)(options.command(serve, SERVE))
+app.command("generate", context_settings=_SETTINGS)(
+    options.command(generate, GENERATE, arguments={"prompts": _PROMPTS})
+)
+app.command("doctor", context_settings=_SETTINGS)(options.command(doctor, DOCTOR))
+app.command("version")(version)
+
+
+def _resolve(
+    given: dict[str, Any], config_file: Path | None, panels: Sequence[Panel]
+) -> options.Resolved:
+    everything = options.by_name([*GENERATE, *DOCTOR])
+    for warning in options.unknown_variables(everything):
+        print(f"safelight: warning: {warning}", file=sys.stderr)
+    return options.resolve_config(given, config_file, options.by_name(panels))
+
+
+def _engine_config(values: dict[str, Any]) -> EngineConfig:
+    return config.build(values)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; its exit status. Every error on purpose becomes one line."""
+    try:
+        status = app(arguments, prog_name="safelight", standalone_mode=False)
+    except TyperException as failure:
+        return _complain(failure.format_message(), failure.exit_code)
+    except (ConfigError, RequestError) as failure:
+        return _complain(failure.message, USAGE_ERROR)
+    except SafelightError as failure:
+        return _complain(failure.message, 1)
+    except (KeyboardInterrupt, Abort):
+        return INTERRUPTED
+    return status or 0
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"safelight: {message}", file=sys.stderr)
+    return status
+
+
+def main() -> None:
+    """The entry point of the `safelight` command."""
+    sys.exit(run())

@@ -1,0 +1,261 @@
+"""`safelight generate`: prompts in, files out, through the same processes that serve HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from safelight.cli import naming
+from safelight.config import EngineConfig
+from safelight.errors import ConfigError, JobCancelled, JobError
+from safelight.request import MediaFormat
+
+if TYPE_CHECKING:
+    from safelight.engine import Engine, Job
+    from safelight.manager.events import JobView
+
+INTERRUPTED = 130  # the shell's status of a command ended by Ctrl-C
+
+
+class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `generate` takes besides the engine's configuration and the sampling parameters."""
+
+    prompt: Annotated[list[str], Meta(description="What to generate; repeat it for several.")] = []
+    prompt_file: Annotated[str | None, Meta(description="Text file, one prompt a line.")] = None
+    size: Annotated[
+        str | None, Meta(description="WIDTHxHEIGHT; the same as --width and --height.")
+    ] = None
+    n: Annotated[int, Meta(ge=1, description="Outputs of each prompt, with consecutive seeds.")] = 1
+    output_path: Annotated[str, Meta(description="Directory for the files.")] = "outputs"
+    output_file_name: Annotated[
+        str | None,
+        Meta(
+            description="Name of the file; its extension is the format: "
+            ".mp4, or for one frame .png, .jpg, .webp. Several files get an index."
+        ),
+    ] = None
+    output_compression: Annotated[
+        int, Meta(ge=0, le=100, description="Quality of jpeg and webp.")
+    ] = 95
+    priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
+    save_output: Annotated[
+        bool, Meta(description="For the command lines of other engines: files are always saved.")
+    ] = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything there is to do, checked before a process is started."""
+
+    prompts: list[str]
+    sampling: dict[str, Any]
+    format: MediaFormat
+    options: GenerateOptions
+    destinations: list[list[Path]]
+    """For each prompt, the files of its outputs."""
+
+
+def generate(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOptions) -> int:
+    """Make the files and print what they are; 0 if all were made, 130 after Ctrl-C."""
+    from safelight.cli.display import Startup, stderr_console
+    from safelight.engine import Engine
+
+    work = plan(config, sampling, options)
+    with contextlib.ExitStack() as stack:
+        unfinished = stack.enter_context(_unfinished_removed(work.destinations))
+        with Startup(stderr_console()) as startup:
+            engine = stack.enter_context(Engine(config, on_starting=startup))
+        jobs = submit(engine, work)
+        with _interrupts_cancel(jobs):
+            statuses = _watch(jobs)
+        for status, paths in zip(statuses, work.destinations, strict=True):
+            if status == 0:
+                unfinished.difference_update(paths)
+    return max(statuses)
+
+
+# --------------------------------------------------------------------------------------- planning
+
+
+def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOptions) -> Work:
+    """Check everything that can be checked without the model's weights.
+
+    Raises `ConfigError` or `InvalidRequest`, naming the option and what would fit.
+    """
+    from safelight.manager.building import build_request
+    from safelight.models.registry import load_card
+
+    if not options.save_output:
+        raise ConfigError("--no-save-output: generate always saves; leave it out.")
+    prompts = read_prompts(options)
+    values = dict(sampling)
+    name = options.output_file_name
+    if name is not None and naming.format_of(name) != "mp4":
+        values.setdefault("num_frames", 1)
+    card = load_card(config)
+    resolved = card.resolve(values)
+    if name is not None:
+        format = naming.format_of(name)
+        naming.check_fits(format, resolved.num_frames)
+    else:
+        format = "png" if resolved.num_frames == 1 else "mp4"
+    for prompt in prompts:
+        build_request(
+            card,
+            prompt,
+            values,
+            n=options.n,
+            max_outputs=config.server.max_outputs,
+            format=format,
+            compression=options.output_compression,
+            priority=options.priority,
+        )
+    paths = naming.destinations(Path(options.output_path), name, format, prompts, options.n)
+    return Work(prompts, values, format, options, paths)
+
+
+def read_prompts(options: GenerateOptions) -> list[str]:
+    """The prompts of the command line, then those of the file. Raises `ConfigError` for none."""
+    prompts = list(options.prompt)
+    if options.prompt_file is not None:
+        try:
+            text = Path(options.prompt_file).expanduser().read_text("utf-8")
+        except OSError as failure:
+            raise ConfigError(
+                f"--prompt-file: cannot read {options.prompt_file}: {failure.strerror}."
+            ) from failure
+        except UnicodeDecodeError as failure:
+            raise ConfigError(f"--prompt-file: {options.prompt_file} is not UTF-8.") from failure
+        prompts += [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ConfigError('There is no prompt: give --prompt "what to generate".')
+    return prompts
+
+
+def submit(engine: Engine, work: Work) -> list[Job]:
+    """One job a prompt."""
+    return [
+        engine.submit(
+            prompt,
+            sampling=work.sampling,
+            n=work.options.n,
+            format=work.format,
+            compression=work.options.output_compression,
+            priority=work.options.priority,
+            destinations=paths,
+        )
+        for prompt, paths in zip(work.prompts, work.destinations, strict=True)
+    ]
+
+
+# --------------------------------------------------------------------------------------- watching
+
+
+@contextlib.contextmanager
+def _interrupts_cancel(jobs: Sequence[Job]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM cancel the jobs, so that everything ends the ordinary way.
+
+    A second Ctrl-C is an ordinary KeyboardInterrupt again.
+    """
+
+    def cancel_all() -> None:
+        for job in jobs:
+            job.cancel()
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A handler interrupts the engine's own waiting: calls into it belong in another thread.
+        threading.Thread(target=cancel_all, name="cancel", daemon=True).start()
+
+    previous = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def _watch(jobs: Sequence[Job]) -> list[int]:
+    """Show the progress of all jobs, report each when it has ended; their exit statuses."""
+    from safelight.cli.display import Bars, stderr_console
+
+    with Bars(stderr_console()) as bars:
+        tasks = [bars.add(job.request.prompt) for job in jobs]
+        statuses = []
+        for job in jobs:
+            for _ in job.subscribe():
+                for other, task in zip(jobs, tasks, strict=True):
+                    view = other.progress()
+                    bars.update(task, view.steps_done, view.steps_total, view.status, view.eta)
+            statuses.append(_finish(job))
+        return statuses
+
+
+def _finish(job: Job) -> int:
+    """Report a job that has ended; its exit status."""
+    try:
+        view = job.wait()
+    except JobCancelled:
+        print(f"cancelled: {job.request.prompt:.80}", file=sys.stderr)
+        return INTERRUPTED
+    except JobError as failure:
+        print(f"safelight: {failure.message}", file=sys.stderr)
+        return 1
+    for line in report(view):
+        print(line)
+    return 0
+
+
+@contextlib.contextmanager
+def _unfinished_removed(destinations: Sequence[Sequence[Path]]) -> Iterator[set[Path]]:
+    """Gives the files not finished yet; those still in it at the end are removed.
+
+    Files that were there before, and were not replaced, stay. Ends after the engine, which may
+    still write while it stops.
+    """
+    unfinished = {path for paths in destinations for path in paths}
+    before = {path: _identity(path) for path in unfinished}
+    new_directories = {path.parent for path in unfinished if not path.parent.exists()}
+    try:
+        yield unfinished
+    finally:
+        for path in unfinished:
+            if _identity(path) != before[path]:
+                path.unlink()
+        for directory in new_directories:
+            with contextlib.suppress(OSError):  # finished files are in it, or it was never made
+                directory.rmdir()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tells a file from one that replaced it; None if there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def report(view: JobView) -> list[str]:
+    """A line a file: path, size, frames, seed, seconds."""
+    seconds = (view.completed_at or 0) - (view.started_at or view.created_at)
+    return [
+        f"{_relative(Path(output.path))}  {output.width}x{output.height}  "
+        f"{output.num_frames} frame{'s' if output.num_frames != 1 else ''}  "
+        f"seed {output.seed}  {seconds:.1f} s"
+        for output in view.outputs
+    ]
+
+
+def _relative(path: Path) -> Path:
+    """As one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

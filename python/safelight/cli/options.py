@@ -1,0 +1,248 @@
+"""Command-line options derived from declared fields, and the one place where sources are merged.
+
+A field of `EngineConfig`, `Sampling` or a command's own struct is a flag (`--max-batch-size`), an
+environment variable (`SAFELIGHT_MAX_BATCH_SIZE`) and a key of the `--config` file
+(`max_batch_size` or `max-batch-size`). Command line wins over environment, environment over file,
+file over default; so an option that was not given is None here, and only here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import typer
+
+from safelight import config
+from safelight.errors import ConfigError
+from safelight.fields import Field, declared, unknown
+from safelight.request import Sampling
+
+Layer = Mapping[str, Any]
+Label = Callable[[Field], str]
+
+_METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: ""}
+_ALIASES = {"num_inference_steps": ("--steps",), "output_path": ("-o",), "prompt": ("-p",)}
+_CONFIG = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="JSON or YAML file of any of these options; the command line wins over it.",
+        rich_help_panel="Files",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A group of options under one heading of `--help`."""
+
+    title: str
+    fields: tuple[Field, ...]
+    unset: str | None = None
+    """What applies when the option is left out, where that is not the declared default."""
+
+
+class Resolved(NamedTuple):
+    """Typed values of every option that was given anywhere, by whom they are for."""
+
+    engine: dict[str, Any]
+    sampling: dict[str, Any]
+    rest: dict[str, Any]
+
+
+def engine_panels() -> list[Panel]:
+    """One panel for each section of `EngineConfig`."""
+    return [
+        Panel(name.capitalize(), declared(section)) for name, section in config.SECTIONS.items()
+    ]
+
+
+def sampling_panel() -> Panel:
+    return Panel("Sampling", declared(Sampling), unset="the model's")
+
+
+def by_name(panels: Sequence[Panel]) -> dict[str, Field]:
+    return {field.name: field for panel in panels for field in panel.fields}
+
+
+# ----------------------------------------------------------------------------------- command line
+
+
+def command(
+    run: Callable[[Path | None, dict[str, Any]], int],
+    panels: Sequence[Panel],
+    *,
+    arguments: Mapping[str, Any] | None = None,
+) -> Callable[..., int]:
+    """A function for typer with an option for every field of `panels`, each None when left out.
+
+    `run` gets the path given as `--config` and what was given of the rest. `arguments` are
+    annotations of positional arguments; they come first.
+    """
+
+    def call(config: str | None = None, **values: Any) -> int:
+        given = {name: value for name, value in values.items() if value not in (None, [], ())}
+        return run(Path(config) if config else None, given)
+
+    annotations = {**(arguments or {}), "config": _CONFIG}
+    for panel in panels:
+        annotations |= {field.name: _annotation(field, panel) for field in panel.fields}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+        for name, hint in annotations.items()
+    ]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = annotations
+    call.__doc__ = run.__doc__
+    call.__name__ = run.__name__
+    return call
+
+
+def _annotation(field: Field, panel: Panel) -> Any:
+    """Numbers stay text here: `resolve_config` reads every source with the same errors."""
+    flags = [field.flag, *_ALIASES.get(field.name, ())]
+    hint: Any = str | None
+    metavar: str | None = metavar_of(field.type)
+    if _plain(field.type) is bool:
+        hint, metavar = bool | None, None
+        flags = [f"{field.flag}/--no-{field.flag.removeprefix('--')}"]
+    elif is_list(field.type):
+        hint = list[str] | None
+    option = typer.Option(
+        *flags,
+        metavar=metavar,
+        help=_help(field, panel),
+        rich_help_panel=panel.title,
+        show_default=False,
+    )
+    return Annotated[hint, option]
+
+
+def _help(field: Field, panel: Panel) -> str:
+    unset = panel.unset if field.required else default_text(field)
+    # Square brackets would be read as rich markup.
+    return f"{field.help} (default: {unset})" if unset else field.help
+
+
+def default_text(field: Field) -> str:
+    """The default as a user would write it; empty if there is none."""
+    if field.required or field.default in (None, msgspec.NODEFAULT, "", [], ()):
+        return ""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return str(field.default)
+
+
+def metavar_of(hint: Any) -> str:
+    """How a value of this type is written, for people."""
+    plain = _plain(hint)
+    if typing.get_origin(plain) is Literal:
+        return "|".join(str(value) for value in typing.get_args(plain))
+    return "TEXT" if is_list(plain) else _METAVARS[plain]
+
+
+def is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) is list
+
+
+def _plain(hint: Any) -> Any:
+    """`X | None` as X."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+# -------------------------------------------------------------------------------------- precedence
+
+
+def resolve_config(
+    command_line: Layer,
+    config_file: Path | None,
+    fields: Mapping[str, Field],
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Merge the sources: command line, `SAFELIGHT_*` variables, file; defaults are left out.
+
+    `fields` are those that this command knows. Raises `ConfigError` naming the option as its
+    source spells it: an unknown one with the nearest known, a wrong value with what would fit.
+    """
+    layers = [_layer(command_line, fields, lambda field: field.flag)]
+    variables = config.from_environment(dict(fields), environ)
+    layers.append(_layer(variables, fields, lambda field: field.variable))
+    if config_file is not None:
+        layers.append(_file_layer(config_file, fields))
+    merged = {name: value for layer in reversed(layers) for name, value in layer.items()}
+    return _split(merged)
+
+
+def _file_layer(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
+    values = config.read_file(path)
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"{path}: {unknown(name, sorted(fields), what='setting')}")
+    return _layer(values, fields, lambda field: f"{path}: {field.name}")
+
+
+def _layer(values: Layer, fields: Mapping[str, Field], label: Label) -> dict[str, Any]:
+    """One source, typed; `size` spelt out as width and height, so that sources can overlap."""
+    typed = {name: _typed(value, fields[name], label) for name, value in values.items()}
+    size = typed.pop("size", None)
+    if size is None:
+        return typed
+    wide = dict(zip(("width", "height"), _read_size(size, label(fields["size"])), strict=True))
+    for name, value in wide.items():
+        if typed.get(name, value) != value:
+            raise ConfigError(f"{label(fields['size'])} {size} and {label(fields[name])} disagree.")
+    return {**typed, **wide}
+
+
+def _typed(value: Any, field: Field, label: Label) -> Any:
+    if is_list(field.type) and isinstance(value, str):
+        value = [value]
+    try:
+        return msgspec.convert(value, Annotated[field.type, field.meta], strict=False)
+    except msgspec.ValidationError as failure:
+        reason = str(failure)
+        raise ConfigError(
+            f"{label(field)}: {reason[0].lower()}{reason[1:]}: {value!r:.80}.",
+            param=field.name,
+        ) from failure
+
+
+def _read_size(size: str, label: str) -> tuple[int, int]:
+    width, x, height = size.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise ConfigError(f"{label}: WIDTHxHEIGHT in pixels is needed, got {size!r:.80}.")
+    return int(width), int(height)
+
+
+def _split(values: Layer) -> Resolved:
+    engine, sampling = config.engine_fields(), {f.name for f in declared(Sampling)}
+    return Resolved(
+        {name: value for name, value in values.items() if name in engine},
+        {name: value for name, value in values.items() if name in sampling},
+        {name: v for name, v in values.items() if name not in engine and name not in sampling},
+    )
+
+
+def unknown_variables(
+    fields: Mapping[str, Field], environ: Mapping[str, str] | None = None
+) -> list[str]:
+    """A sentence for each `SAFELIGHT_*` variable that no field has, naming the nearest."""
+    environ = os.environ if environ is None else environ
+    known = {field.variable for field in fields.values()}
+    return [
+        unknown(name, sorted(known), what="environment variable")
+        for name in sorted(environ)
+        if name.startswith("SAFELIGHT_") and name not in known
+    ]

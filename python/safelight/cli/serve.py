@@ -1,0 +1,57 @@
+"""`safelight serve`: the engine behind HTTP, until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from safelight.cli.display import Startup, stderr_console
+from safelight.config import EngineConfig
+
+_READY = "ready: "
+
+
+class Announcer:
+    """Shows the start-up, and the panel once the entrypoint is ready. Call it from any thread."""
+
+    def __init__(self, console: Console, startup: Startup, config: EngineConfig, model: str):
+        self._console = console
+        self._startup = startup
+        self._config = config
+        self._model = model
+
+    def __call__(self, process: str, stage: str) -> None:
+        self._startup(process, stage)
+        if process == "entrypoint" and stage.startswith(_READY):
+            self._startup.stop()
+            address = stage.removeprefix(_READY).strip()
+            self._console.print(panel(address, self._model, self._config))
+
+
+def serve(config: EngineConfig) -> int:
+    """Serve `config`'s model over HTTP; blocks until SIGINT or SIGTERM, gives the exit status."""
+    from safelight.engine import Engine
+    from safelight.models.registry import load_card
+
+    console = stderr_console()
+    with Startup(console) as startup:
+        announcer = Announcer(console, startup, config, load_card(config).name)
+        return Engine(config, http=True, on_starting=announcer).serve()
+
+
+def panel(address: str, model: str, config: EngineConfig) -> Panel:
+    """Where it listens, what it serves, and a first request to paste."""
+    text = Text()
+    text.append(f"{address}  serves '{model}'\n\n")
+    text.append(example(address, model, config.server.api_key is not None))
+    return Panel(text, title="Safelight", expand=False, title_align="left")
+
+
+def example(address: str, model: str, with_key: bool) -> str:
+    """A curl command that starts a video."""
+    body = json.dumps({"model": model, "prompt": "a red circle moving left"})
+    key = ' -H "Authorization: Bearer $SAFELIGHT_API_KEY"' if with_key else ""
+    return f"curl {address}/v1/videos{key} \\\n  -H 'Content-Type: application/json' -d '{body}'"

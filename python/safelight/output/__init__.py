@@ -1,0 +1,1 @@
+"""The output manager: finished frames in shared memory become durable files. Imports no torch."""

@@ -1,0 +1,73 @@
+"""One sample's frames to its durable file, and the message that says how it went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safelight.errors import GenerationFailed, SafelightError
+from safelight.output import images, video, writing
+from safelight.output.frames import SharedFrames
+from safelight.request import Delivery
+from safelight.wire.messages import Frames, FromOutput, MediaFailed, MediaReady
+
+
+def deliver(message: Frames, frames: SharedFrames, encoder: video.Encoder) -> FromOutput:
+    """Encode and write; closes `frames`. Failures become `MediaFailed`, nothing is raised."""
+    try:
+        with frames:
+            return _write(message, frames, encoder)
+    except SafelightError as failure:
+        return failed(message.sample, message.attempt, failure)
+
+
+def failed(sample: str, attempt: int, failure: SafelightError) -> MediaFailed:
+    code = failure.code or "encode_failed"
+    return MediaFailed(sample=sample, attempt=attempt, code=code, message=failure.message)
+
+
+def _write(message: Frames, frames: SharedFrames, encoder: video.Encoder) -> MediaReady:
+    delivery = message.delivery
+    path = _path(delivery)
+    count, height, width, _ = frames.shape
+    if delivery.format == "mp4":
+        width, height = video.even_size(frames)
+        media_type = video.MEDIA_TYPE
+        file = writing.write(path, lambda to: encoder.encode(frames, to, fps=delivery.fps))
+    else:
+        media_type = images.MEDIA_TYPES[delivery.format]
+        file = writing.write(path, lambda to: _picture(frames, to, delivery))
+    return MediaReady(
+        sample=message.sample,
+        attempt=message.attempt,
+        path=str(file.path),
+        media_type=media_type,
+        nbytes=file.nbytes,
+        sha256=file.sha256,
+        width=width,
+        height=height,
+        num_frames=count,
+    )
+
+
+def _path(delivery: Delivery) -> Path:
+    path = Path(delivery.path)
+    if not path.is_absolute() or "\0" in delivery.path:
+        raise GenerationFailed(
+            f"'{delivery.path!r:.200}' is not an absolute path.", code="write_failed"
+        )
+    return path
+
+
+def _picture(frames: SharedFrames, target: Path, delivery: Delivery) -> None:
+    if delivery.format == "mp4" or frames.shape[0] != 1:
+        raise GenerationFailed(
+            f"{frames.shape[0]} frames do not fit a {delivery.format} file; mp4 takes them.",
+            code="bad_frames",
+        )
+    images.encode(
+        frames.pixels()[0],
+        target,
+        format=delivery.format,
+        compression=delivery.compression,
+        parameters=delivery.parameters,
+    )
