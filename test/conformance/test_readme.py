@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes.server import Server
 from PIL import Image
+
+from fakes.server import Server
 
 README = Path(__file__).parents[2] / "README.md"
 PORT = "127.0.0.1:30000"
@@ -31,6 +32,7 @@ def test_the_curl_examples_in_order(live_server: Server, tmp_path: Path) -> None
         script = command.replace(PORT, f"127.0.0.1:{live_server.port}")
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
+            check=False,
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -49,7 +51,12 @@ def test_the_sdk_example(live_server: Server, tmp_path: Path) -> None:
     (code,) = [block for block in blocks("python") if "openai" in block]
     script = code.replace(PORT, f"127.0.0.1:{live_server.port}")
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=90
+        [sys.executable, "-c", script],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "square.mp4").read_bytes()[4:8] == b"ftyp"
@@ -61,7 +68,12 @@ def test_the_python_example(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(code)
     done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, script],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "red.mp4").read_bytes()[4:8] == b"ftyp"

@@ -25,6 +25,8 @@ from safelight.wire import messages as m
 
 M = TypeVar("M", bound=m.Message)
 
+PATIENCE_S = 20  # a manager that says nothing for so long has failed
+
 CARD = ModelCard(
     name="lab/tiny",
     family="wan",
@@ -129,7 +131,10 @@ class EnginePeer:
 
     async def next(self, kind: type[M]) -> M:
         """The next message of this kind from the manager; waits for it."""
-        found: M = await self._inbox[kind].get()
+        try:
+            found: M = await asyncio.wait_for(self._inbox[kind].get(), PATIENCE_S)
+        except TimeoutError:
+            raise AssertionError(f"no {kind.__name__} within {PATIENCE_S} s") from None
         return found
 
     async def submitted(self) -> tuple[SampleSpec, ...]:

@@ -17,7 +17,9 @@ _READY = "ready: "
 class Announcer:
     """Shows the start-up, and the panel once the entrypoint is ready. Call it from any thread."""
 
-    def __init__(self, console: Console, startup: Startup, config: EngineConfig, model: str):
+    def __init__(
+        self, console: Console, startup: Startup, config: EngineConfig, model: str
+    ) -> None:
         self._console = console
         self._startup = startup
         self._config = config
@@ -28,7 +30,10 @@ class Announcer:
         if process == "entrypoint" and stage.startswith(_READY):
             self._startup.stop()
             address = stage.removeprefix(_READY).strip()
-            self._console.print(panel(address, self._model, self._config))
+            self._console.print(panel(address, self._model))
+            # Below the panel and not wrapped: it is there to be copied.
+            with_key = self._config.server.api_key is not None
+            self._console.print(example(address, self._model, with_key=with_key), soft_wrap=True)
 
 
 def serve(config: EngineConfig) -> int:
@@ -42,16 +47,14 @@ def serve(config: EngineConfig) -> int:
         return Engine(config, http=True, on_starting=announcer).serve()
 
 
-def panel(address: str, model: str, config: EngineConfig) -> Panel:
-    """Where it listens, what it serves, and a first request to paste."""
-    text = Text()
-    text.append(f"{address}  serves '{model}'\n\n")
-    text.append(example(address, model, config.server.api_key is not None))
+def panel(address: str, model: str) -> Panel:
+    """Where it listens and what it serves."""
+    text = Text(f"address  {address}\nmodel    {model}\nstop     Ctrl-C")
     return Panel(text, title="Safelight", expand=False, title_align="left")
 
 
-def example(address: str, model: str, with_key: bool) -> str:
-    """A curl command that starts a video."""
+def example(address: str, model: str, *, with_key: bool) -> str:
+    """A curl command that starts a video, to be pasted into a shell."""
     body = json.dumps({"model": model, "prompt": "a red circle moving left"})
     key = ' -H "Authorization: Bearer $SAFELIGHT_API_KEY"' if with_key else ""
     return f"curl {address}/v1/videos{key} \\\n  -H 'Content-Type: application/json' -d '{body}'"

@@ -219,6 +219,8 @@ class RequestManager:
                 text = f"The server was started again with the model {self.card.name}."
                 await self._end(job.request.id, Status.FAILED, "model_not_served", text)
             elif live is not None:
+                if live.destinations is None:
+                    await self._db.run(partial(self.content_store.prepare, job.request.id))
                 await self._dispatch(live)
         await self._channels.send(m.Attach())
 
@@ -284,7 +286,15 @@ class RequestManager:
                 await self._record(ready)
             for message in messages:
                 if isinstance(message, m.MediaFailed):
-                    await self._sample_failed(message)
+                    await self._media_failed(message)
+
+    async def _media_failed(self, failure: m.MediaFailed) -> None:
+        if failure.code == m.FRAMES_LOST:
+            # The rank ended before its frames were opened. They are made again: by the scheduler
+            # when it hears of the rank's end, or, if the rank is there after all, on this request.
+            await self._channels.send(m.Redeliver(samples=(failure.sample,)))
+        else:
+            await self._sample_failed(failure)
 
     async def _record(self, ready: Sequence[m.MediaReady]) -> None:
         """Commit finished files, then let everybody forget the samples."""

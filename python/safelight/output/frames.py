@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safelight.errors import GenerationFailed
+from safelight.wire.messages import FRAMES_LOST
 
 MAX_FRAMES = 4096
 MAX_SIDE = 8192  # pixels; the bounds of `request.Sampling`
@@ -74,7 +75,7 @@ def _open(memory: str) -> int:
         return os.open(memory, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as failure:
         raise GenerationFailed(
-            f"The frames at {memory} cannot be opened: {failure.strerror}.", code="frames_lost"
+            f"The frames at {memory} cannot be opened: {failure.strerror}.", code=FRAMES_LOST
         ) from failure
 
 

@@ -31,8 +31,11 @@ class ContentStore:
         return self._directory(job_id) / f"{index}.{_EXTENSIONS[format]}"
 
     def prepare(self, job_id: str) -> None:
-        """Make the directory that the job's files will go to."""
-        self._directory(job_id).mkdir(parents=True, exist_ok=True)
+        """Make the directory that the job's files will go to, without what a killed writer left."""
+        directory = self._directory(job_id)
+        directory.mkdir(parents=True, exist_ok=True)
+        for left in directory.glob(".safelight-*.part"):
+            left.unlink(missing_ok=True)
 
     def stored(self, path: Path) -> str:
         """How the database names `path`: relative if it is under the root, else absolute."""

@@ -236,6 +236,10 @@ class MediaReady(Message, frozen=True):
     num_frames: int
 
 
+FRAMES_LOST = "frames_lost"
+"""Code of a `MediaFailed` whose rank ended before its frames were opened: to be made again."""
+
+
 class MediaFailed(Message, frozen=True):
     sample: str
     attempt: int

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from safelight import __version__
 from safelight.cli import app, serve
+from safelight.cli.display import Startup
 from safelight.config import build
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("SAFELIGHT_")}
@@ -95,11 +97,14 @@ def test_the_example_is_a_request_to_paste() -> None:
     assert "Authorization: Bearer" in serve.example("http://h", "shapes", with_key=True)
 
 
-def test_the_panel_never_shows_the_key() -> None:
-    from rich.console import Console
-
-    console = Console(width=120)
+@pytest.mark.parametrize("width", [40, 200])
+def test_the_announcement_can_be_copied_and_keeps_the_key(width: int) -> None:
+    console = Console(width=width, highlight=False, markup=False)
+    announcer = serve.Announcer(console, Startup(console), build({"api_key": "hush"}), "shapes")
     with console.capture() as shown:
-        console.print(serve.panel("http://127.0.0.1:3", "shapes", build({"api_key": "hush"})))
-    assert "http://127.0.0.1:3" in shown.get()
-    assert "hush" not in shown.get()
+        announcer("workers-0", "ready: cpu")
+        announcer("entrypoint", "ready: http://127.0.0.1:3")
+    text = shown.get()
+    assert serve.example("http://127.0.0.1:3", "shapes", with_key=True) in text
+    assert text.count("address") == 1
+    assert "hush" not in text

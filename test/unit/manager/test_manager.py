@@ -132,6 +132,19 @@ async def test_a_file_that_could_not_be_written_fails_the_job(lab: Any) -> None:
     assert (await lab.peer.next(m.Cancel)).samples == (spec.id,)  # it must be forgotten there
 
 
+async def test_frames_that_went_with_their_rank_are_asked_for_again(lab: Any) -> None:
+    manager = await lab.manager()
+    asked = request()
+    await manager.submit(asked)
+    (spec,) = await lab.peer.submitted()
+    await lab.peer.report(
+        m.MediaFailed(sample=spec.id, attempt=spec.attempt, code=m.FRAMES_LOST, message="gone")
+    )
+    assert (await lab.peer.next(m.Redeliver)).samples == (spec.id,)
+    await lab.peer.deliver(spec)
+    assert (await manager.wait(asked.id)).status == "completed"
+
+
 async def test_cancel_is_final_and_idempotent(lab: Any) -> None:
     manager = await lab.manager()
     await manager.submit(request())

@@ -42,6 +42,14 @@ def test_a_stored_name_cannot_leave_the_root(content: ContentStore, tmp_path: Pa
     assert content.stored(content.root / ".." / "x") == str(content.root / ".." / "x")
 
 
+def test_prepare_sweeps_what_a_killed_writer_left(content: ContentStore) -> None:
+    content.prepare("a")
+    content.place("a", 0, "png").write_bytes(b"x")
+    (content.root / "a" / ".safelight-12.part").write_bytes(b"half")
+    content.prepare("a")
+    assert [path.name for path in (content.root / "a").iterdir()] == ["0.png"]
+
+
 def test_delete_removes_a_job_and_no_other(content: ContentStore) -> None:
     for job in ("a", "b"):
         content.prepare(job)
