@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from .text import PIPELINE_KEYS
+from .text import PIPELINE_KEYS, SERVED_KEYS
 from .vae import make_vae
 from .world import END, MAX_FRAMES, PAD, UNKNOWN, VOCABULARY
 
@@ -33,6 +33,7 @@ SERVING: dict[str, Any] = {
         "fps": 8,
         "num_inference_steps": 10,
         "guidance_scale": 3.0,
+        "max_sequence_length": SERVED_KEYS,
     },
     "limits": {"width": [32, 128], "height": [32, 128], "num_frames": [1, MAX_FRAMES]},
 }
@@ -77,6 +78,12 @@ def _name_tokenizer_class(folder: Path) -> None:
         )
 
 
+def _make_readable(folder: Path) -> None:
+    """safetensors writes files that only their owner can read; a package is for all."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def export(
     folder: Path,
     vae: AutoencoderKLWan,
@@ -99,3 +106,4 @@ def export(
     _name_tokenizer_class(folder)
     serving = json.dumps(SERVING, indent=2) + "\n"
     (folder / "safelight.json").write_text(serving, encoding="utf-8")
+    _make_readable(folder)
