@@ -37,6 +37,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda; the same on both s
 Threads = Annotated[
     int, typer.Option("--cpu-threads", help="Torch threads; 0 is every core. Same on both sides.")
 ]
+ServerThreads = Annotated[
+    int | None, typer.Option("--server-cpu-threads", help="The server's, if they shall differ.")
+]
 Name = Annotated[str, typer.Option("--name", help="The result is results/<name>.json.")]
 Seed = Annotated[int, typer.Option(help="Fixes prompts, seeds, step counts and arrivals.")]
 
@@ -48,6 +51,7 @@ def run(main: Callable[..., None]) -> None:
 
 
 def engine_config(model_path: str, device: str, threads: int) -> EngineConfig:
+    """What both sides are configured with."""
     return build_config(
         model_path=model_path, device=device, cpu_threads=threads, log_level="warning"
     )
@@ -157,7 +161,8 @@ def _output(command: Sequence[str]) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others are numbers."""
-    shown = Table(title=title, title_justify="left")
+    console.print(f"\n[bold]{title}[/bold]")  # a table's own title wraps at its width
+    shown = Table()
     for index, column in enumerate(columns):
         shown.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:

@@ -186,22 +186,26 @@ def main(
     model_path: common.ModelPath = "builtin:shapes",
     device: common.Device = "auto",
     cpu_threads: common.Threads = 0,
+    server_cpu_threads: common.ServerThreads = None,
     name: common.Name = "compare",
 ) -> None:
     """The server against the plain loop."""
     config = common.engine_config(model_path, device, cpu_threads)
+    threads = cpu_threads if server_cpu_threads is None else server_cpu_threads
+    serving_config = common.engine_config(model_path, device, threads)
     counts = workload.parse_steps(steps)
     rounds = [
         workload.make_jobs(jobs, counts, images=images, seed=seed + number)
         for number in range(repeats)
     ]
-    with LoopProcess(config) as loop, Server(config) as server:
+    with LoopProcess(config) as loop, Server(serving_config) as server:
         load(server.base_url, rounds[0][:2], poll_ms=poll_ms)  # the first connections
         looped, served, cpu = take_turns(loop, server, rounds, concurrency, poll_ms)
     found = compare(looped, served, cpu, concurrency)
     settings: dict[str, Any] = {
         "jobs": jobs, "concurrency": concurrency, "steps": counts, "images": images,
         "poll_ms": poll_ms, "model_path": model_path, "device": device, "cpu_threads": cpu_threads,
+        "server_cpu_threads": threads,
     }  # fmt: skip
     show(found, f"{repeats} x {jobs} jobs, {concurrency} clients")
     path = common.save(name, {"settings": settings, "comparison": found})

@@ -191,11 +191,14 @@ def main(
     model_path: common.ModelPath = "builtin:shapes",
     device: common.Device = "auto",
     cpu_threads: common.Threads = 0,
+    server_cpu_threads: common.ServerThreads = None,
     name: common.Name = "single",
 ) -> None:
     """The latency a server adds to one request."""
     config = common.engine_config(model_path, device, cpu_threads)
-    with LoopProcess(config) as loop, Server(config) as server, asyncio.Runner() as runner:
+    threads = cpu_threads if server_cpu_threads is None else server_cpu_threads
+    serving_config = common.engine_config(model_path, device, threads)
+    with LoopProcess(config) as loop, Server(serving_config) as server, asyncio.Runner() as runner:
         client = Client(server.base_url, poll_ms=poll_ms)
         try:
             found = {
@@ -210,9 +213,16 @@ def main(
             }
         finally:
             runner.run(client.__aexit__(None, None, None))
-    parts = take_apart(config, steps, rounds) if breakdown else None
+    parts = take_apart(serving_config, steps, rounds) if breakdown else None
     show(found, parts, steps)
-    settings = {"rounds": rounds, "steps": steps, "poll_ms": poll_ms, "device": device}
+    settings = {
+        "rounds": rounds,
+        "steps": steps,
+        "poll_ms": poll_ms,
+        "device": device,
+        "cpu_threads": cpu_threads,
+        "server_cpu_threads": threads,
+    }
     figures = {"settings": settings, "target_ms": TARGET, "milliseconds": found, "parts": parts}
     common.save(name, figures)
 

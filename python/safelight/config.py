@@ -121,9 +121,11 @@ class RuntimeConfig(_Section, frozen=True):
     step_timeout: Annotated[
         float,
         Meta(
-            gt=0, le=86_400, description="Seconds after which an unanswered plan means a hung rank."
+            gt=0,
+            le=86_400,
+            description="Seconds, at least, after which an unanswered plan means a hung rank.",
         ),
-    ] = 600.0
+    ] = 120.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="Least severe log line shown."),
@@ -200,6 +202,8 @@ def read_file(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except OSError as failure:
         raise ConfigError(f"Cannot read the config file {path}: {failure.strerror}.") from failure
+    except UnicodeDecodeError as failure:
+        raise ConfigError(f"The config file {path} is not UTF-8.") from failure
     try:
         values = yaml.safe_load(text)  # JSON is a subset of YAML
     except yaml.YAMLError as failure:

@@ -53,7 +53,7 @@ class Job:
 
     def progress(self) -> JobView:
         """How far it is."""
-        return self._engine._call(self._engine._manager.job(self.id))
+        return self._engine._call(self._engine._jobs.job(self.id))
 
     def wait(self, timeout: float | None = None) -> JobView:
         """Block until it is finished.
@@ -61,7 +61,7 @@ class Job:
         Raises `GenerationFailed` or `JobCancelled` with the reason, `TimeoutError` after `timeout`
         seconds, `Unavailable` if the engine stops first.
         """
-        view = self._engine._call(self._engine._manager.wait(self.id), timeout)
+        view = self._engine._call(self._engine._jobs.wait(self.id), timeout)
         if view.status == "completed":
             return view
         message = view.error_message or f"The job was {view.status}."
@@ -69,11 +69,11 @@ class Job:
 
     def cancel(self) -> None:
         """Stop it within one step. Does nothing if it has ended."""
-        self._engine._call(self._engine._manager.cancel(self.id))
+        self._engine._call(self._engine._jobs.cancel(self.id))
 
     def subscribe(self) -> Iterator[JobView]:
         """Its state now, and again at every change, until it has ended."""
-        stream = self._engine._manager.subscribe(self.id)
+        stream = self._engine._jobs.subscribe(self.id)
         try:
             while True:
                 try:
@@ -111,6 +111,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._stopped: concurrent.futures.Future[int] = concurrent.futures.Future()
         self._supervisor: Supervisor | None = None
+        self._manager: RequestManager | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -131,16 +132,17 @@ class Engine:
         if self._http:
             raise StartupFailed("An HTTP engine is started by serve().")
         self._supervisor = supervisor = self._new_supervisor()
-        # Jobs live as long as the engine: what must outlive it is served over HTTP.
-        data = str(supervisor.run_dir / "data")
-        storage = msgspec.structs.replace(self.config.storage, data_dir=data)
-        config = msgspec.structs.replace(self.config, storage=storage)
-        self._manager = RequestManager(config, self.card, supervisor.run_dir, plans=self._on_plan)
-        self._spawn("manager", self._loop.run_forever)
-        self._call(self._manager.start())
-        started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._spawn("supervisor", self._supervise, supervisor, started)
         try:
+            # Jobs live as long as the engine: what must outlive it is served over HTTP.
+            data = str(supervisor.run_dir / "data")
+            storage = msgspec.structs.replace(self.config.storage, data_dir=data)
+            config = msgspec.structs.replace(self.config, storage=storage)
+            manager = RequestManager(config, self.card, supervisor.run_dir, plans=self._on_plan)
+            self._spawn("manager", self._loop.run_forever)
+            self._call(manager.start())
+            self._manager = manager
+            started: concurrent.futures.Future[None] = concurrent.futures.Future()
+            self._spawn("supervisor", self._supervise, supervisor, started)
             started.result()
         except BaseException:
             self.close()
@@ -184,21 +186,24 @@ class Engine:
             priority=priority,
         )
         paths = None if destinations is None else [Path(p).absolute() for p in destinations]
-        self._call(self._manager.submit(request, destinations=paths))
+        self._call(self._jobs.submit(request, destinations=paths))
         return Job(self, request)
 
     def close(self) -> None:
         """Stop everything; unfinished jobs are dropped. Safe to call twice."""
         if self._loop.is_closed():
             return
-        if self._loop.is_running():
+        if self._manager is not None:
             asyncio.run_coroutine_threadsafe(self._manager.close(), self._loop).result()
-        if self._supervisor is not None and not self._stopped.done():
+            self._manager = None
+        if self._supervisor is not None:
             self._supervisor.request_stop()
         for thread in reversed(self._threads):
             if thread.name == "safelight-manager":
                 self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
+        if self._supervisor is not None:
+            self._supervisor.close()  # does nothing if its thread has run
         self._loop.close()
 
     # --------------------------------------------------------------------------------- over HTTP
@@ -232,9 +237,16 @@ class Engine:
             on_restart=self._peer_restarted,
         )
 
+    @property
+    def _jobs(self) -> RequestManager:
+        """The manager of a started engine. Raises `Unavailable`."""
+        if self._manager is None:
+            raise Unavailable("The engine is not running; use `with Engine() as engine:`.")
+        return self._manager
+
     def _peer_restarted(self, process: str) -> None:
         if not self._http:
-            self._call(self._manager.peer_restarted(process))
+            self._call(self._jobs.peer_restarted(process))
 
     def _spawn(self, name: str, target: Any, *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, name=f"safelight-{name}", daemon=True)
@@ -243,14 +255,17 @@ class Engine:
 
     def _supervise(self, supervisor: Supervisor, started: concurrent.futures.Future[None]) -> None:
         """The supervisor's thread. It outlives its children, which die with their parent thread."""
+        status = 1
         try:
             supervisor.start()
+            started.set_result(None)
+            status = supervisor.run()
         except StartupFailed as failure:
-            self._stopped.set_result(1)
             started.set_exception(failure)
-            return
-        started.set_result(None)
-        self._stopped.set_result(supervisor.run())
+        finally:
+            if not started.done():
+                started.set_exception(StartupFailed("The supervisor broke; see the log."))
+            self._stopped.set_result(status)
 
     def _call(self, coroutine: Any, timeout: float | None = None) -> Any:
         """Run a coroutine of the manager; `Unavailable` if the engine stops meanwhile."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from safelight.config import SchedulingConfig
@@ -63,6 +64,7 @@ class World:
     """Whether the output manager answers at once."""
 
     def __post_init__(self) -> None:
+        self.not_held: list[str] = []
         self._queues: dict[int, list[m.ToRank]] = defaultdict(list)
         self._busy: dict[int, bool] = defaultdict(bool)
         self._events: list[tuple[float, int, object]] = []
@@ -101,8 +103,17 @@ class World:
     def cancel(self, *names: str) -> None:
         self.send(m.Cancel(samples=names))
 
-    def at(self, delay: float, message: m.ToScheduler) -> None:
-        """Send `message` `delay` seconds from now."""
+    def lose(self, group: int = 0) -> None:
+        """The group's ranks die with what they hold, and are back at once."""
+        self._events = [
+            e for e in self._events if not (isinstance(e[2], tuple) and e[2][0] == group)
+        ]
+        heapq.heapify(self._events)
+        self._apply(self.core.lost(group, self.now))
+        self.hello(group)
+
+    def at(self, delay: float, message: m.ToScheduler | Callable[[], None]) -> None:
+        """Send `message`, or call it, `delay` seconds from now."""
         if isinstance(message, m.Submit):
             self._tokens.update({s.id: s.tokens for s in message.samples})
         heapq.heappush(self._events, (self.now + delay, next(self._count), message))
@@ -126,7 +137,7 @@ class World:
         if isinstance(message, m.Progress):
             written += [p.sample for p in message.samples if p.state == "writing"]
             for p in message.samples:
-                if p.state == "writing":
+                if p.state == "writing" and self.write:
                     self._end(p.sample, "completed")
         elif isinstance(message, m.SampleFailed):
             self._end(message.sample, "failed")
@@ -166,6 +177,8 @@ class World:
         self.now, _, event = heapq.heappop(self._events)
         if isinstance(event, tuple):
             self._answer(*event)
+        elif callable(event):
+            event()
         else:
             self.send(event)  # type: ignore[arg-type]
         return True
@@ -196,9 +209,10 @@ class World:
         for name in names:
             if isinstance(plan, m.Encode):
                 self.held[group].add(name)
-            if name not in self.held[group]:
-                continue  # it failed in the plan before
-            if (name, self.units[name]) in self.fail:
+            if name not in self.held[group]:  # it failed in the plan before, or the core is wrong
+                self.not_held.append(name)
+                failures.append(m.SampleFailure(sample=name, code="not_held", message=""))
+            elif (name, self.units[name]) in self.fail:
                 self.held[group].discard(name)
                 failures.append(m.SampleFailure(sample=name, code="x", message="as told"))
             else:

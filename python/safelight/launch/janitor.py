@@ -1,8 +1,9 @@
 """Cleans up after a supervisor that could not: run as a script, standard library only.
 
 It reads `+<pid>` and `-<pid>` lines from its standard input, whose other end the supervisor holds.
-When that end closes, for whatever reason, it SIGKILLs the process groups still on the list and
-removes the run directory. It is in a session of its own, so no terminal signal reaches it.
+When that end closes, for whatever reason, or at a line `.`, it SIGKILLs the process groups still on
+the list and removes the run directory. It is in a session of its own, so no terminal signal reaches
+it.
 """
 
 import contextlib
@@ -26,6 +27,8 @@ def main(run_dir: str) -> None:
         signal.signal(name, signal.SIG_IGN)
     groups: dict[int, str] = {}
     for line in sys.stdin:
+        if line[0] == ".":  # a child that inherited the other end may still hold it
+            break
         pid = int(line[1:])
         if line[0] == "+":
             groups[pid] = start_time(pid)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class Process:
             start_new_session=True,
         )
         self.pid = self._popen.pid
+        self.started = time.monotonic()
         self.exit_fd = os.pidfd_open(self.pid)
         """Readable once the process has ended."""
         assert self._popen.stdout is not None
@@ -96,26 +98,45 @@ class Janitor:
     """The process that cleans up even if this one is killed; see `janitor.py`."""
 
     def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._watched: set[int] = set()
+        self._start()
+
+    def _start(self) -> None:
         script = Path(__file__).with_name("janitor.py")
         self._popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), str(run_dir)],
+            [sys.executable, "-I", "-S", str(script), str(self._run_dir)],
             stdin=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,
         )
-        assert self._popen.stdin is not None
-        self._pipe = self._popen.stdin
 
     def watch(self, pid: int) -> None:
+        self._watched.add(pid)
         self._say(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:
+        self._watched.discard(pid)
         self._say(f"-{pid}\n")
 
     def _say(self, line: str) -> None:
-        self._pipe.write(line.encode())
-        self._pipe.flush()
+        try:
+            self._write(line)
+        except BrokenPipeError:  # somebody ended it; another one takes over
+            self._hang_up()
+            self._start()
+            self._write("".join(f"+{pid}\n" for pid in self._watched))
+
+    def _write(self, text: str) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(text.encode())
 
     def close(self) -> None:
         """Have it end what is left and remove the run directory; returns when that is done."""
-        self._pipe.close()
+        self._say(".\n")
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
         self._popen.wait()

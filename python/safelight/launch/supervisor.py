@@ -28,6 +28,8 @@ from safelight.wire.messages import FromSupervisor, Hung, PeerRestarted, Ready, 
 logger = log.get(__name__)
 
 RESTART_WINDOW = 300.0  # seconds
+WRITING_SHARE = 0.3
+"""Of the shutdown grace, kept for the output manager."""
 OnStarting = Callable[[str, str], None]
 """Called with (process, stage) while processes start; stage "ready: ..." ends one."""
 
@@ -92,6 +94,7 @@ class Supervisor:
         """Everybody who spoke on the control link: the processes, and ranks beyond the first."""
         self._restarts: dict[str, deque[float]] = defaultdict(deque)
         self._stopping = False
+        self._closed = False
         self._failure: str | None = None
         self.details: dict[str, str] = {}
         """What each process said when it became ready (the entrypoint: its address)."""
@@ -111,16 +114,20 @@ class Supervisor:
 
     def run(self) -> int:
         """Watch until `request_stop` or a crash loop; stop everything; return the exit status."""
-        while not self._stopping and self._failure is None:
-            self._turn(None)
-        if self._failure is not None:
-            logger.error("giving up", reason=self._failure)
-        self.close()
+        try:
+            while not self._stopping and self._failure is None:
+                self._turn(self._startup_deadline())
+                self._end_late_starters()
+        finally:
+            if self._failure is not None:
+                logger.error("giving up", reason=self._failure)
+            self.close()
         return 0 if self._failure is None else 1
 
     def request_stop(self) -> None:
-        """Ask `run` to stop; safe from any thread and from a signal handler."""
-        os.write(self._wake_write, b"x")
+        """Ask `run` to stop; safe from any thread, from a signal handler, and after the end."""
+        if not self._closed:
+            os.write(self._wake_write, b"x")
 
     @property
     def failure(self) -> str | None:
@@ -129,18 +136,28 @@ class Supervisor:
 
     def close(self) -> None:
         """End every process, gently at first, and remove the run directory."""
+        if self._closed:
+            return
         self._stopping = True
-        deadline = time.monotonic() + self.config.runtime.shutdown_grace
-        for name in ("entrypoint", "scheduler", *self._worker_names(), "output"):
-            self._stop(name, deadline)
+        try:
+            self._stop_all(time.monotonic())
+        finally:
+            self._janitor.close()
+            self._control.close(linger=0)
+            self._context.term()
+            self._closed = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _stop_all(self, now: float) -> None:
+        """In the order in which work flows, so that what is finished is still written."""
+        grace = self.config.runtime.shutdown_grace
+        for name in ("entrypoint", "scheduler", *self._worker_names()):
+            self._stop(name, now + grace * (1 - WRITING_SHARE))
+        self._stop("output", now + grace)
         for process in list(self._processes.values()):
             process.kill()
             self._await_exit(process.name, time.monotonic() + 5)
-        self._control.close(linger=0)
-        self._context.term()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-        self._janitor.close()
 
     def _worker_names(self) -> list[str]:
         return [name for name in self._processes if name.startswith("workers-")]
@@ -188,13 +205,18 @@ class Supervisor:
         elif not process.ready:
             process.ready = True
             self.details[message.process] = message.detail
+            if self._stopping:
+                return
             self._on_starting(message.process, f"ready: {message.detail}")
             if self._restarts[message.process]:
                 self._broadcast(PeerRestarted(process=message.process))
 
     def _echo(self, process: Process) -> None:
         for line in process.read():
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            try:
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
+            except BrokenPipeError:
+                return  # nobody reads any more; that must not end the service
 
     # ------------------------------------------------------------------------- births and deaths
 
@@ -243,6 +265,19 @@ class Supervisor:
             times.popleft()
         return len(times) > self.config.runtime.max_restarts
 
+    def _startup_deadline(self) -> float | None:
+        """When the first of those that are starting again is too late."""
+        patience = self.config.runtime.startup_timeout
+        starting = [p.started for p in self._processes.values() if not p.ready]
+        return min(starting) + patience if starting else None
+
+    def _end_late_starters(self) -> None:
+        deadline = time.monotonic() - self.config.runtime.startup_timeout
+        for process in self._processes.values():
+            if not process.ready and process.started < deadline:
+                logger.error("did not become ready in time", process=process.name)
+                process.kill()  # and, when that is noticed, start again or give up
+
     def _await_ready(self, names: Sequence[str]) -> None:
         deadline = time.monotonic() + self.config.runtime.startup_timeout
         while missing := [n for n in names if not self._is_ready(n)]:
@@ -264,11 +299,11 @@ class Supervisor:
     def _stop(self, name: str, deadline: float) -> None:
         if name not in self._processes:
             return
-        # Ranks are told by the scheduler, after the last plan; the others hear it from here.
-        if not name.startswith("workers-"):
+        # Ranks hear it from the scheduler too, behind the last plan, and once is enough.
+        if self._processes[name].ready:
             self._send(name, Stop(grace=max(0.1, deadline - time.monotonic())))
-        elif not self._processes[name].ready:
-            self._processes[name].kill()
+        else:
+            self._processes[name].kill()  # it holds nothing yet
         if not self._await_exit(name, deadline):
             logger.warning("did not stop in time", process=name)
             self._processes[name].kill(signal.SIGTERM)

@@ -79,10 +79,6 @@ class LiveJob:
         """Samples whose file is not recorded yet."""
         return tuple(name for name in self._samples if name not in self.outputs)
 
-    def writing(self) -> tuple[str, ...]:
-        """Samples whose frames were handed over, and whose file is not recorded yet."""
-        return tuple(n for n, s in self._samples.items() if s.state is State.WRITING)
-
     def etas(self, now: float) -> list[float | None]:
         """Seconds to the end of every unfinished sample."""
         return [self._samples[name].eta(now) for name in self.missing()]

@@ -167,7 +167,8 @@ class RequestManager:
             self._groups.clear()
             await self._resubmit()
         elif process == OUTPUT:
-            lost = tuple(s for live in self._live.values() for s in live.writing())
+            # All that have no file: the scheduler knows which of them had been handed over.
+            lost = tuple(s for live in self._live.values() for s in live.missing())
             if lost:
                 await self._channels.send(m.Redeliver(samples=lost))
 

@@ -121,7 +121,11 @@ class CardOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError(f"{path} is not valid: {failure}") from failure
 
     def apply(self, card: ModelCard) -> ModelCard:
-        ranges = {
-            name: getattr(card, name).narrowed(*bounds) for name, bounds in self.limits.items()
-        }
+        ranges = {}
+        for name, bounds in self.limits.items():
+            if name not in ("width", "height", "num_frames"):
+                raise ConfigError(f"safelight.json limits '{name}', which has no range.")
+            ranges[name] = getattr(card, name).narrowed(*bounds)
+            if ranges[name].min > ranges[name].max:
+                raise ConfigError(f"safelight.json leaves no legal '{name}'.")
         return msgspec.structs.replace(card, defaults={**card.defaults, **self.defaults}, **ranges)

@@ -55,8 +55,9 @@ class SharedFrames:
 def open_frames(memory: str, shape: Shape) -> SharedFrames:
     """The frames behind a descriptor.
 
-    Raises `GenerationFailed` with code `frames_lost` if they cannot be opened (their rank died),
-    `bad_frames` if the shape is out of bounds or is not what the memory holds.
+    Raises `GenerationFailed` with code `frames_lost` if they are gone (their rank died),
+    `bad_frames` if they cannot be opened otherwise, if the shape is out of bounds, or if it is not
+    what the memory holds.
     """
     expected = _nbytes(shape)
     fd = _open(memory)
@@ -74,8 +75,11 @@ def _open(memory: str) -> int:
         # O_NONBLOCK: a path that turns out to be a FIFO must not stop the process.
         return os.open(memory, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as failure:
+        # Gone with its rank, and to be made again; anything else would go wrong again.
+        gone = isinstance(failure, FileNotFoundError | ProcessLookupError)
         raise GenerationFailed(
-            f"The frames at {memory} cannot be opened: {failure.strerror}.", code=FRAMES_LOST
+            f"The frames at {memory} cannot be opened: {failure.strerror}.",
+            code=FRAMES_LOST if gone else "bad_frames",
         ) from failure
 
 

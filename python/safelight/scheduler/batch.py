@@ -9,10 +9,13 @@ from safelight.config import SchedulingConfig
 from safelight.scheduler import policy
 from safelight.scheduler.cost import CostModel
 from safelight.scheduler.table import Entry, Queue
-from safelight.wire.messages import Plan
+from safelight.wire.messages import Plan, Report
 
 WRITING_BATCHES = 2
 """Batches of frames that may wait for the output manager before decoding pauses."""
+
+ENCODE_AT_ONCE = 4
+"""Samples of one encode plan: their prompts, the largest legal ones too, must fit a message."""
 
 PLANS_AHEAD = 2
 """The running plan and one more, so that a step never waits for the scheduler."""
@@ -28,6 +31,8 @@ class Pending:
     sent: float
     missing: set[int]
     """Ranks that have not answered."""
+    report: Report | None = None
+    """Rank 0's answer."""
 
 
 @dataclass
@@ -46,7 +51,6 @@ class Group:
     release: list[str] = field(default_factory=list)
     """Samples the ranks may forget, told with the next plan."""
     pending: deque[Pending] = field(default_factory=deque)
-    seq: int = 0
     held: int = 0
     """Samples whose latents it holds."""
     writing: int = 0
@@ -58,9 +62,9 @@ class Group:
     def ready(self) -> bool:
         return len(self.pids) == self.world_size
 
-    def next_seq(self) -> int:
-        self.seq += 1
-        return self.seq
+    def find(self, seq: int) -> Pending | None:
+        """The plan in flight with this number."""
+        return next((p for p in self.pending if p.plan.seq == seq), None)
 
 
 @dataclass
@@ -78,7 +82,8 @@ class Batcher:
         if group.dirty or self._outranked(group, now):
             self._form(group, now)
             group.dirty = False
-        return [e for e in group.running if e.planned == 0] or group.running
+        fresh = [e for e in group.running if e.planned == 0]
+        return fresh[:ENCODE_AT_ONCE] or group.running
 
     def enqueue(self, entry: Entry, now: float) -> None:
         """`entry` waits from `now`, at its group or for any group."""

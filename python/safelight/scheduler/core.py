@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from safelight.config import SchedulingConfig
-from safelight.request import Event, SampleSpec, State
+from safelight.request import Event, SampleSpec
 from safelight.scheduler import policy
 from safelight.scheduler.batch import PLANS_AHEAD, Batcher, Group, Pending
 from safelight.scheduler.cost import CostModel
@@ -20,7 +20,13 @@ from safelight.scheduler.table import Entry
 from safelight.wire import messages as m
 
 MAX_LOSSES = 3
-"""A sample whose ranks died so often is failed: it may be what kills them."""
+"""A sample during whose plans the ranks died so often is failed: it may be what kills them."""
+
+MAX_REDELIVERIES = 5
+"""Frames that were lost so often will be lost again."""
+
+PATIENCE = 20.0
+"""A plan may take so many times what was predicted, and at least the step timeout."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ Command = ToManager | ToGroup | ToSupervisor
 class Core:
     """All samples and worker groups. Not thread-safe; one caller."""
 
-    def __init__(self, config: SchedulingConfig, step_timeout: float) -> None:
+    def __init__(self, config: SchedulingConfig, step_timeout: float, first_seq: int = 0) -> None:
+        """`first_seq` must be greater than what an earlier core of these ranks can have used."""
         self.config = config
         self.step_timeout = step_timeout
         self.cost = CostModel()
@@ -56,6 +63,7 @@ class Core:
         self.groups: dict[int, Group] = {}
         self._batcher = Batcher(config, self.cost)
         self._serial = 0
+        self._seq = first_seq
         self._out: list[Command] = []
         self._handlers: dict[type, Callable[..., None]] = {
             m.Attach: self._attach,
@@ -75,14 +83,29 @@ class Core:
     def tick(self, now: float) -> list[Command]:
         """React to the passing of time alone: plans that are overdue."""
         for group in self.groups.values():
-            if group.pending and now >= group.pending[0].sent + self.step_timeout:
-                self._hung(group, group.pending[0])
+            if group.pending and now >= self._due(group.pending[0]):
+                self._hung(group, group.pending[0], now)
         return self._finish(now)
 
     def deadline(self) -> float | None:
         """When `tick` must be called if nothing comes before; None if nothing is running."""
-        sent = [g.pending[0].sent for g in self.groups.values() if g.pending and g.ready]
-        return min(sent) + self.step_timeout if sent else None
+        return min(
+            (self._due(g.pending[0]) for g in self.groups.values() if g.pending), default=None
+        )
+
+    def _due(self, pending: Pending) -> float:
+        """When an unanswered plan means a hung rank."""
+        predicted = 0.0
+        if pending.entries:
+            tokens = pending.entries[0].spec.tokens
+            predicted = self.cost.predict(pending.op, tokens, len(pending.entries))
+        return pending.sent + max(self.step_timeout, PATIENCE * predicted)
+
+    def shutdown(self) -> list[Command]:
+        """Tell all ranks to end after what they were sent."""
+        return [
+            ToGroup(group.index, group.world_size, m.Shutdown()) for group in self.groups.values()
+        ]
 
     def _finish(self, now: float) -> list[Command]:
         for group in self.groups.values():
@@ -135,30 +158,40 @@ class Core:
 
     def _written(self, message: m.Written, now: float) -> None:
         for name in message.samples:
-            entry = self.entries.get(name)
-            if entry is not None and entry.state is State.WRITING:
-                entry.move(Event.WRITTEN)
+            # In whatever state: ranks that were lost meanwhile may have begun it again.
+            if (entry := self.entries.get(name)) is not None:
                 self._forget(entry)
         self._tell_load()
 
     def _redeliver(self, message: m.Redeliver, now: float) -> None:
         for name in message.samples:
             entry = self.entries.get(name)
-            if entry is None or entry.state is not State.WRITING or entry.group is None:
-                continue
-            entry.move(Event.REWRITE)
-            entry.planned = entry.done = entry.steps + 1
-            self.groups[entry.group].writing -= 1
-            self.groups[entry.group].finished.append(entry)
+            if entry is None or entry.cancelled or entry.planned < entry.steps + 2:
+                continue  # its frames have not been made, so none were lost
+            entry.redo = True
+            if not entry.in_flight:
+                self._decode_again(entry)
+
+    def _decode_again(self, entry: Entry) -> None:
+        assert entry.group is not None
+        group = self.groups[entry.group]
+        entry.redeliveries += 1
+        if entry.redeliveries > MAX_REDELIVERIES:
+            text = f"Its frames were lost {entry.redeliveries} times before they were written."
+            self._fail(entry, m.FRAMES_LOST, text)
+            return
+        group.writing -= 1
+        entry.rewrite()
+        group.finished.append(entry)
 
     # ------------------------------------------------------------------------------ from the ranks
 
     def _hello(self, message: m.RankHello, now: float) -> None:
         group = self.groups.get(message.group)
-        stale = group is not None and message.rank in group.pids
-        if group is None or stale:
+        if group is None or message.rank in group.pids:
             if group is not None:
-                self._lose(group, now)
+                # The same process says hello again when a new scheduler was announced to it.
+                self._lose(group, now, crashed=group.pids[message.rank] != message.pid)
             group = self.groups[message.group] = Group(message.group, message.world_size)
         group.pids[message.rank] = message.pid
         for timing in message.timings if message.rank == 0 else ():
@@ -170,10 +203,15 @@ class Core:
     def lost(self, index: int, now: float) -> list[Command]:
         """The ranks of group `index` are gone; what they held starts again."""
         if (group := self.groups.pop(index, None)) is not None:
-            self._lose(group, now)
+            self._lose(group, now, crashed=True)
         return self._finish(now)
 
-    def _lose(self, group: Group, now: float) -> None:
+    def _lose(self, group: Group, now: float, *, crashed: bool) -> None:
+        # Only what was running can have ended the ranks; what waited or was written cannot.
+        for entry in group.pending[0].entries if crashed and group.pending else ():
+            entry.losses += 1
+        for other in self.groups.values():
+            other.dirty = True
         self._tell(m.GroupStatus(group=group.index, ready=False, detail="its ranks were lost"))
         for entry in [e for e in self.entries.values() if e.group == group.index]:
             entry.restart()
@@ -186,24 +224,27 @@ class Core:
                 self._batcher.enqueue(entry, now)
                 self._batcher.fresh.add(entry)
 
-    def _hung(self, group: Group, pending: Pending) -> None:
+    def _hung(self, group: Group, pending: Pending, now: float) -> None:
         ranks = ", ".join(str(rank) for rank in sorted(pending.missing))
         text = f"no answer to plan {pending.plan.seq} ({pending.op}) from rank {ranks}"
         self._out.append(
             ToSupervisor(m.Hung(process=f"workers-{group.index}", detail=text)),
         )
-        pending.sent += self.step_timeout  # say so once per timeout
+        pending.sent = now  # say so once per timeout
 
     def _report(self, message: m.Report, now: float) -> None:
         group = self.groups.get(message.group)
-        if group is None or not group.pending or group.pending[0].plan.seq != message.seq:
+        pending = group.find(message.seq) if group is not None else None
+        if group is None or pending is None:
             return  # an answer to a plan of a lost incarnation
-        pending = group.pending[0]
         pending.missing.discard(message.rank)
         if message.rank == 0:
-            self._account(group, pending, message, now)
-        if not pending.missing:
-            group.pending.popleft()
+            pending.report = message
+        # Ranks answer in order, but not in step with each other: plans end in order.
+        while group.pending and not group.pending[0].missing:
+            ended = group.pending.popleft()
+            if ended.report is not None:
+                self._account(group, ended, ended.report, now)
             if group.pending:  # it begins now; the wait behind the last plan was not its own
                 group.pending[0].sent = now
 
@@ -225,8 +266,10 @@ class Core:
             if entry.cancelled:
                 if not entry.in_flight:
                     self._end_cancelled(entry)
-                continue
-            moved.append(entry)
+            elif entry.redo and entry.delivered:
+                self._decode_again(entry)
+            else:
+                moved.append(entry)
         if not failures and pending.entries:
             tokens = pending.entries[0].spec.tokens
             seconds = report.finished - report.started
@@ -243,7 +286,6 @@ class Core:
                 group=group.index,
                 op=pending.op,
                 samples=tuple(e.spec.id for e in pending.entries),
-                steps=1,
                 started=report.started,
                 finished=report.finished,
             )
@@ -259,10 +301,14 @@ class Core:
                 break
             self._send_plan(group, entries, now)
         if group.ready and group.release and not group.pending:
-            self._send(group, m.Drop(seq=group.next_seq(), release=()), "drop", [], now)
+            self._send(group, m.Drop(seq=self._next_seq(), release=()), "drop", [], now)
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
 
     def _send_plan(self, group: Group, entries: list[Entry], now: float) -> None:
-        op, seq = entries[0].next_op, group.next_seq()
+        op, seq = entries[0].next_op, self._next_seq()
         names = tuple(e.spec.id for e in entries)
         plan: m.Plan
         if op == "encode":

@@ -17,6 +17,7 @@ _PRIOR_FIXED = 0.02  # seconds; before any measurement, batching looks worth try
 _PRIOR_SLOPE = 1e-5  # seconds per token
 _UNIT = 1000.0  # tokens; keeps the two unknowns of similar size
 _LEAST = 1e-6  # seconds
+_LARGEST = 100.0  # trace of the inverse information
 
 
 @dataclass(slots=True)
@@ -47,12 +48,15 @@ class _Line:
         error = seconds - (self.fixed + self.slope * x)
         self.fixed += v1 / denominator * error
         self.slope += v2 / denominator * error
-        # The cap keeps directions that get no news from growing without bound.
-        self.p = (
-            min((p11 - v1 * v1 / denominator) / _FORGETTING, 1e3),
-            (p12 - v1 * v2 / denominator) / _FORGETTING,
-            min((p22 - v2 * v2 / denominator) / _FORGETTING, 1e3),
+        p11, p12, p22 = (
+            p11 - v1 * v1 / denominator,
+            p12 - v1 * v2 / denominator,
+            p22 - v2 * v2 / denominator,
         )
+        # Forgetting only while the matrix is small: where one size is all there is, the direction
+        # that gets no news would grow without bound.
+        scale = 1.0 if (p11 + p22) / _FORGETTING > _LARGEST else 1.0 / _FORGETTING
+        self.p = (p11 * scale, p12 * scale, p22 * scale)
 
     def __call__(self, x: float) -> float:
         return max(self.fixed, 0.0) + max(self.slope, 0.0) * x
@@ -78,7 +82,7 @@ class CostModel:
         """Seconds of one such plan; always positive."""
         mean = self._means.get((op, tokens, batch))
         if mean is not None and mean.count >= _EXACT_AFTER:
-            return mean.value
+            return max(mean.value, _LEAST)
         line = self._lines.get(op)
         if line is None:
             line = self._lines[op] = _Line()

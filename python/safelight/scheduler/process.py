@@ -11,7 +11,7 @@ from safelight.errors import WireError
 from safelight.scheduler.core import Command, Core, ToGroup, ToManager, ToSupervisor
 from safelight.wire import codec, links
 from safelight.wire.child import Child
-from safelight.wire.messages import PeerRestarted, Shutdown, Stop
+from safelight.wire.messages import PeerRestarted, Stop
 
 logger = log.get(__name__)
 
@@ -21,7 +21,12 @@ class SchedulerProcess:
 
     def __init__(self, child: Child) -> None:
         self._child = child
-        self._core = Core(child.config.scheduling, child.config.runtime.step_timeout)
+        # Plans are numbered from the clock, so that no earlier scheduler can have used a number.
+        self._core = Core(
+            child.config.scheduling,
+            child.config.runtime.step_timeout,
+            first_seq=time.monotonic_ns() // 1000,
+        )
         self._requests = links.REQUESTS.listen(child.context, child.run_dir)
         self._ranks = links.RANKS.listen(child.context, child.run_dir)
         self._poller = zmq.Poller()
@@ -39,9 +44,10 @@ class SchedulerProcess:
                 self._drain(self._ranks, links.RANKS)
             if self._requests in ready:
                 self._drain(self._requests, links.REQUESTS)
-            if not ready:
-                self._execute(self._core.tick(time.monotonic()))
-        self._stop_ranks()
+            deadline = self._core.deadline()
+            if deadline is not None and deadline <= (now := time.monotonic()):
+                self._execute(self._core.tick(now))
+        self._execute(self._core.shutdown())
         self._requests.close()
         self._ranks.close()
 
@@ -92,9 +98,3 @@ class SchedulerProcess:
             group = int(message.process.removeprefix("workers-"))
             self._execute(self._core.lost(group, time.monotonic()))
         return isinstance(message, Stop)
-
-    def _stop_ranks(self) -> None:
-        for group in self._core.groups.values():
-            data = codec.encode(Shutdown(seq=group.next_seq()))
-            for rank in group.pids:
-                self._send(self._ranks, links.rank_identity(group.index, rank), data)

@@ -38,7 +38,10 @@ class Entry:
     """Sort key while it waits; see `policy`."""
     cancelled: bool = False
     losses: int = 0
-    """How often the ranks that held it were lost."""
+    """How often ranks were lost while they ran it."""
+    redeliveries: int = 0
+    redo: bool = False
+    """Its frames were lost while the decode is in flight: decode again after it."""
 
     @property
     def steps(self) -> int:
@@ -85,12 +88,18 @@ class Entry:
     def move(self, event: Event) -> None:
         self.state = advance(self.state, event)
 
+    def rewrite(self) -> None:
+        """Back to before its decode: the frames are gone, the latents are there."""
+        self.move(Event.REWRITE)
+        self.planned = self.done = self.steps + 1
+        self.redo = False
+
     def restart(self) -> None:
         """Back to the beginning: the ranks that held it are gone."""
         if self.state is not State.QUEUED:
             self.move(Event.LOST)
-            self.losses += 1
         self.planned = self.done = self.in_flight = 0
+        self.redo = False
         self.group = None
 
 

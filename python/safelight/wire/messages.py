@@ -95,7 +95,6 @@ class PlanDone(Message, frozen=True):
     group: int
     op: str
     samples: tuple[str, ...]
-    steps: int
     started: float
     finished: float
 
@@ -174,12 +173,11 @@ class Encode(Message, frozen=True):
 
 
 class Step(Message, frozen=True):
-    """Advance this batch by `steps` denoising steps."""
+    """Advance this batch by one denoising step."""
 
     seq: int
     release: tuple[str, ...]
     samples: tuple[str, ...]
-    steps: int = 1
 
 
 class Decode(Message, frozen=True):
@@ -199,8 +197,6 @@ class Drop(Message, frozen=True):
 
 class Shutdown(Message, frozen=True):
     """Finish and exit with status 0."""
-
-    seq: int
 
 
 Plan = Encode | Step | Decode | Drop
@@ -285,7 +281,7 @@ class Stop(Message, frozen=True):
 
 
 class PeerRestarted(Message, frozen=True):
-    """Another process died and is back, without its memory."""
+    """Another process died; it is back without its memory, or, for ranks, on its way."""
 
     process: str
 

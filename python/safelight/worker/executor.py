@@ -38,6 +38,8 @@ class Executor:
         self._family = family
         self._deliver = deliver
         self._sessions: dict[str, Any] = {}
+        self._delivered: set[str] = set()
+        """Samples whose frames went out in the running plan."""
 
     @property
     def samples(self) -> list[str]:
@@ -57,9 +59,9 @@ class Executor:
             for spec in plan.samples:
                 self._guard(spec.id, failures, self._begin, spec)
         elif isinstance(plan, Step):
-            for _ in range(plan.steps):
-                self._batch(plan.samples, failures, self._step)
+            self._batch(plan.samples, failures, self._step)
         elif isinstance(plan, Decode):
+            self._delivered.clear()
             self._batch(plan.samples, failures, self._decode)
         self.release(tuple(failures))
         return tuple(failures.values())
@@ -91,9 +93,12 @@ class Executor:
         act: Callable[[list[Any]], None],
     ) -> None:
         """`act` on all at once; if that fails, on each alone, to find the one at fault."""
+        for name in samples:
+            if name not in self._sessions:
+                # It failed in the plan before, or the scheduler is mistaken: never say "done".
+                text = "The rank does not hold this sample."
+                failures[name] = SampleFailure(sample=name, code="not_held", message=text)
         sessions = [self._sessions[s] for s in samples if s in self._sessions]
-        if not sessions:
-            return
         before = {s.spec.id: s.index for s in sessions}
         if len(sessions) > 1:
             try:
@@ -102,8 +107,9 @@ class Executor:
             except MODEL_ERRORS:
                 logger.warning("batch failed, trying one by one", size=len(sessions), exc_info=True)
         for session in sessions:
-            # One that got its step before the batch failed must not get it twice.
-            if session.index == before[session.spec.id]:
+            # One that got its step, or was delivered, before the batch failed has had its turn.
+            name = session.spec.id
+            if session.index == before[name] and name not in self._delivered:
                 self._guard(session.spec.id, failures, act, [session])
 
     def _begin(self, spec: SampleSpec) -> None:
@@ -122,3 +128,4 @@ class Executor:
                 )
         for session, frames in zip(sessions, self._family.decode(sessions), strict=True):
             self._deliver(session.spec, frames)
+            self._delivered.add(session.spec.id)

@@ -15,7 +15,7 @@ from safelight.request import SampleSpec
 from safelight.wire import codec, links
 from safelight.wire.child import Child
 from safelight.wire.messages import Frames as FramesMessage
-from safelight.wire.messages import PeerRestarted, Plan, RankHello, Report, Shutdown, Timing
+from safelight.wire.messages import PeerRestarted, Plan, RankHello, Report, Shutdown, Stop, Timing
 from safelight.worker.executor import Executor
 from safelight.worker.memory import SharedFrames
 
@@ -49,23 +49,26 @@ class RankLoop:
         poller = zmq.Poller()
         poller.register(self._plans, zmq.POLLIN)
         poller.register(self._child.control, zmq.POLLIN)
+        stopping = False
+        while (message := self._child.received()) is not None:
+            # Restarts while it loaded concern nobody who has not said hello.
+            stopping = stopping or isinstance(message, Stop)
         self._hello(load_seconds, timings)
-        while True:
+        while not stopping or self._plans.poll(0):
             ready = dict(poller.poll())
-            if self._child.control in ready and self._scheduler_restarted():
-                self._release(tuple(self._executor.samples))
-                self._hello(load_seconds, timings)
+            if self._child.control in ready:
+                message = self._child.received()
+                stopping = stopping or isinstance(message, Stop)
+                if isinstance(message, PeerRestarted) and message.process == "scheduler":
+                    # The new one knows nothing of what this rank holds.
+                    self._release((*self._executor.samples, *self._shared))
+                    self._hello(load_seconds, timings)
             if self._plans in ready:
-                message = links.RANKS.decode_down(self._plans.recv())
-                if isinstance(message, Shutdown):
+                plan = links.RANKS.decode_down(self._plans.recv())
+                if isinstance(plan, Shutdown):
                     break
-                self._execute(message)
+                self._execute(plan)
         self._close()
-
-    def _scheduler_restarted(self) -> bool:
-        """Whether a new scheduler is there, which knows nothing of what this rank holds."""
-        message = self._child.received()
-        return isinstance(message, PeerRestarted) and message.process == "scheduler"
 
     def _hello(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
         place = self._place

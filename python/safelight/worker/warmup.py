@@ -35,9 +35,10 @@ def warm_up(family: Family, card: ModelCard) -> tuple[Timing, ...]:
 def _time(family: Family, card: ModelCard, sampling: Sampling) -> Iterator[Timing]:
     tokens = card.tokens(sampling)
     for size in BATCHES:
-        specs = [_spec(sampling, index) for index in range(size)]
-        _rehearse(family, specs)  # the first forward of a shape allocates
-        for op, seconds in _rehearse(family, specs).items():
+        # The first forward of a shape allocates; new prompts, because embeddings are cached.
+        _rehearse(family, [_spec(sampling, f"rehearsal {i} of {size}") for i in range(size)])
+        timed = _rehearse(family, [_spec(sampling, f"warm-up {i} of {size}") for i in range(size)])
+        for op, seconds in timed.items():
             yield Timing(op=op, tokens=tokens, batch=size, seconds=seconds)
 
 
@@ -60,11 +61,11 @@ def _now() -> float:
     return time.monotonic()
 
 
-def _spec(sampling: Sampling, index: int) -> SampleSpec:
+def _spec(sampling: Sampling, prompt: str) -> SampleSpec:
     return SampleSpec(
-        id=f"warm-up.{index}",
+        id=prompt,
         attempt=0,
-        prompt="warm-up",
+        prompt=prompt,
         sampling=sampling,
         priority=0,
         batch_key="",

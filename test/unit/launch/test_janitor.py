@@ -15,6 +15,25 @@ def sleeper() -> subprocess.Popen[bytes]:
     )
 
 
+def test_another_one_takes_over_from_one_that_was_killed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    first, second = sleeper(), sleeper()
+    try:
+        janitor = Janitor(run_dir)
+        janitor.watch(first.pid)
+        janitor._popen.kill()
+        janitor._popen.wait()
+        janitor.watch(second.pid)
+        janitor.close()
+        assert (first.wait(5), second.wait(5)) == (-9, -9)
+        assert not run_dir.exists()
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+
+
 def test_it_ends_the_watched_and_spares_the_forgotten(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.simulation import STEP_TIMEOUT, World, spec
-from safelight.request import State
-from safelight.scheduler.core import MAX_LOSSES, ToSupervisor
+from safelight.request import MAX_PROMPT, State
+from safelight.scheduler.core import MAX_LOSSES, MAX_REDELIVERIES, ToSupervisor
 from safelight.scheduler.policy import AGEING
+from safelight.wire import codec, links
 from safelight.wire import messages as m
 
 
@@ -117,16 +119,35 @@ def test_a_sample_fails_alone(unit: int) -> None:
     assert world.held[0] == set()
 
 
-def test_all_ranks_must_answer_before_a_plan_counts_as_done() -> None:
+def answer(world: World, rank: int, seq: int, *failed: str) -> None:
+    failures = tuple(m.SampleFailure(sample=name, code="x", message="") for name in failed)
+    world.send(m.Report(group=0, rank=rank, seq=seq, started=0.0, finished=0.01, failures=failures))
+
+
+def test_a_plan_is_done_when_all_ranks_have_answered_in_whatever_order() -> None:
     world = World.create(world_size=2)
-    world.submit(spec("a.0", steps=2))
-    group = world.core.groups[0]
-    assert [p.op for p in group.pending] == ["encode", "step"]
-    report = m.Report(group=0, rank=0, seq=group.pending[0].plan.seq, started=0, finished=1)
-    world.send(report)
-    assert group.pending[0].missing == {1}
-    world.run()
-    assert world.ended == {"a.0": "completed"}
+    world.submit(spec("a.0", steps=3))
+    first, second = (pending.plan.seq for pending in world.core.groups[0].pending)
+    world.told.clear()
+    for rank, seq in ((1, first), (1, second), (1, second), (0, first)):
+        answer(world, rank, seq)
+    entry = world.core.entries["a.0"]
+    assert entry.done == 1
+    answer(world, 0, second)
+    assert entry.done == 2
+    assert [p.plan.seq for p in world.core.groups[0].pending] == [second + 1, second + 2]
+
+
+def test_rank_0_ahead_of_the_others_is_not_believed_alone() -> None:
+    world = World.create(world_size=2)
+    world.submit(spec("a.0", steps=3))
+    first, second = (pending.plan.seq for pending in world.core.groups[0].pending)
+    answer(world, 0, first)
+    answer(world, 0, second)
+    assert world.core.entries["a.0"].done == 0
+    answer(world, 1, first)
+    answer(world, 1, second)
+    assert world.core.entries["a.0"].done == 2
 
 
 def test_lost_ranks_start_their_samples_again() -> None:
@@ -134,8 +155,7 @@ def test_lost_ranks_start_their_samples_again() -> None:
     world.submit(spec("a.0", steps=10), spec("b.0", steps=10))
     world.run_until(lambda: world.units["a.0"] >= 5)
     world.units.clear()
-    world._events.clear()  # what was running is lost
-    world.hello()
+    world.lose()
     world.run()
     assert world.ended == {"a.0": "completed", "b.0": "completed"}
     assert world.units["a.0"] == 12
@@ -146,19 +166,104 @@ def test_a_sample_whose_ranks_keep_dying_is_failed() -> None:
     world.submit(spec("a.0", steps=10))
     for _ in range(MAX_LOSSES):
         world.run_until(lambda: world.log and isinstance(world.log[-1], m.Step))
-        world._events.clear()
         world.log.clear()
-        world.hello()
+        world.lose()
     assert world.ended == {"a.0": "failed"}
 
 
 def test_an_answer_of_a_lost_incarnation_is_ignored() -> None:
     world = World.create()
     world.submit(spec("a.0", steps=2))
-    world.hello()
-    world.send(m.Report(group=0, rank=0, seq=99, started=0, finished=1))
+    old = [pending.plan.seq for pending in world.core.groups[0].pending]
+    world.lose()
+    new = [pending.plan.seq for pending in world.core.groups[0].pending]
+    assert not set(old) & set(new)
+    for seq in old:  # they come late
+        answer(world, 0, seq)
+    assert world.core.entries["a.0"].done == 0
     world.run()
     assert world.ended == {"a.0": "completed"}
+    assert world.not_held == []
+
+
+def test_a_rank_that_says_hello_again_lost_everything_but_did_not_crash() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=10))
+    for _ in range(MAX_LOSSES + 1):
+        world.run_until(lambda: world.units["a.0"] >= 3)
+        world._events.clear()
+        world.units.clear()
+        world.hello()
+    world.run()
+    assert world.ended == {"a.0": "completed"}
+
+
+def test_losses_count_only_against_what_was_running() -> None:
+    """A preempted clip is not to blame for what a poisonous image does to the ranks."""
+    world = World.create()
+    world.submit(spec("clip.0", steps=50))
+    world.run_until(lambda: world.units["clip.0"] >= 5)
+    world.submit(spec("poison.0", steps=4, tokens=16))
+    for _ in range(MAX_LOSSES):
+        world.run_until(lambda: "poison.0" in World.names(world.log[-1]))
+        world.lose()
+    assert world.ended == {"poison.0": "failed"}
+    world.run()
+    assert world.ended["clip.0"] == "completed"
+
+
+def test_a_file_that_is_written_after_its_ranks_were_lost_is_not_made_again() -> None:
+    world = World.create()
+    world.write = False
+    world.submit(spec("a.0", steps=2))
+    world.run()
+    world.lose()
+    world.send(m.Written(samples=("a.0",)))
+    world.run()
+    assert world.core.entries == {}
+    assert world.ended == {}
+    assert len(world.steps) <= 2 + 1  # nothing beyond the plans in flight
+
+
+def test_frames_lost_while_the_decode_is_in_flight_are_made_again() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=2))
+    world.run_until(lambda: isinstance(world.log[-1], m.Decode))
+    world.send(m.Redeliver(samples=("a.0",)))
+    world.run()
+    assert sum(isinstance(plan, m.Decode) for plan in world.log) == 2
+    assert world.ended == {"a.0": "completed"}
+
+
+def test_frames_that_are_always_lost_fail_the_sample() -> None:
+    world = World.create()
+    world.write = False
+    world.submit(spec("a.0", steps=2))
+    for _ in range(MAX_REDELIVERIES + 1):
+        world.run()
+        world.send(m.Redeliver(samples=("a.0",)))
+    assert world.ended == {"a.0": "failed"}
+    world.run()
+    assert world.core.groups[0].writing == 0
+
+
+def test_an_encode_plan_of_the_longest_prompts_fits_a_message() -> None:
+    world = World.create()
+    prompt = "\U0001f534" * MAX_PROMPT
+    base = spec("a.0")
+    sampling = msgspec.structs.replace(base.sampling, negative_prompt=prompt)
+    parameters = {"prompt": prompt, "negative_prompt": prompt}
+    delivery = msgspec.structs.replace(base.delivery, parameters=parameters)
+    for i in range(12):
+        world.submit(
+            msgspec.structs.replace(
+                base, id=f"a.{i}", prompt=prompt, sampling=sampling, delivery=delivery
+            )
+        )
+    world.run()
+    sizes = [len(codec.encode(plan)) for plan in world.log]
+    assert max(sizes) < links.MAX_MESSAGE
+    assert len(world.ended) == 12
 
 
 def test_a_hung_rank_is_named() -> None:
@@ -204,7 +309,8 @@ def test_frames_that_nobody_takes_stop_the_decoding_not_the_steps() -> None:
     world.write = True
     world.send(m.Written(samples=tuple(s for plan in decoded for s in plan.samples)))
     world.run()
-    assert len(world.ended) == 5
+    assert world.core.entries == {}
+    assert len(world.ended) == 3  # the others were written by hand
 
 
 def test_lost_frames_are_decoded_again() -> None:
@@ -213,7 +319,6 @@ def test_lost_frames_are_decoded_again() -> None:
     world.submit(spec("a.0", steps=2))
     world.run()
     assert world.core.entries["a.0"].state is State.WRITING
-    world.ended.clear()
     world.write = True
     world.send(m.Redeliver(samples=("a.0",)))
     world.run()
@@ -255,13 +360,25 @@ jobs = st.lists(
 )
 
 
+mishaps = st.lists(
+    st.tuples(st.floats(0, 3), st.sampled_from(["ranks", "frames"])), max_size=MAX_LOSSES - 1
+)
+
+
 @settings(max_examples=80, deadline=None)
-@given(jobs=jobs, batch=st.integers(1, 8), held=st.integers(1, 12), ranks=st.integers(1, 3))
+@given(
+    jobs=jobs,
+    batch=st.integers(1, 8),
+    held=st.integers(1, 12),
+    ranks=st.integers(1, 3),
+    mishaps=mishaps,
+)
 def test_every_sample_ends_once_and_runs_its_steps_once(
     jobs: list[tuple[float, int, int, int, float | None, int | None]],
     batch: int,
     held: int,
     ranks: int,
+    mishaps: list[tuple[float, str]],
 ) -> None:
     world = World.create(ranks, max_batch_size=batch, max_running_samples=held)
     for i, (arrival, steps, tokens, priority, cancelled, fails) in enumerate(jobs):
@@ -272,6 +389,10 @@ def test_every_sample_ends_once_and_runs_its_steps_once(
             world.at(arrival + cancelled, m.Cancel(samples=(name,)))
         if fails is not None and fails <= steps + 1:
             world.fail.add((name, fails))
+    names = tuple(f"s.{i}" for i in range(len(jobs)))
+    for when, kind in mishaps:
+        lost: object = world.lose if kind == "ranks" else m.Redeliver(samples=names)
+        world.at(when, lost)  # type: ignore[arg-type]
     while world.turn():
         for plan in world.log[-1:]:
             assert len(World.names(plan)) <= batch
@@ -280,8 +401,11 @@ def test_every_sample_ends_once_and_runs_its_steps_once(
     for i, (_, steps, *_rest) in enumerate(jobs):
         name = f"s.{i}"
         if world.ended[name] == "completed":
-            assert world.units[name] == steps + 2
-        assert world.units[name] <= steps + 2
+            assert world.units[name] >= steps + 2
+        if not mishaps:
+            assert world.units[name] <= steps + 2
+    # Only a sample that had failed in the plan before may be missed by a rank.
+    assert all(world.ended[name] == "failed" for name in world.not_held)
     assert world.core.entries == {}
     group = world.core.groups[0]
     assert (group.held, group.writing, len(group.waiting), group.running) == (0, 0, 0, [])

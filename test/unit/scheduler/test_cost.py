@@ -50,6 +50,19 @@ def test_predictions_are_positive_whatever_was_seen() -> None:
     assert all(cost.predict("step", tokens, 1) > 0 for tokens in (1, 100, 10_000, 1_000_000))
 
 
+def test_one_size_for_ever_does_not_unlearn_the_others() -> None:
+    """The direction that gets no news must not blow up the filter."""
+    cost, rng = CostModel(), random.Random(2)
+    for batch in (1, 2, 4):
+        cost.observe("step", 80, batch, 0.01 + 0.005 * batch)
+    for _ in range(20_000):
+        cost.observe("step", 80, 1, 0.015 * rng.uniform(0.8, 1.2))
+    assert cost.predict("step", 80, 2) < 0.03
+    assert cost.predict("step", 320, 1) < 0.1
+    cost.observe("step", 320, 1, 0.03)
+    assert 0 < cost.predict("step", 80, 2) < 0.03
+
+
 def test_operations_are_learnt_apart() -> None:
     cost = CostModel()
     for _ in range(5):

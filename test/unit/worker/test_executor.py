@@ -73,7 +73,11 @@ def run(poison: dict[str, tuple[str, BaseException]]) -> tuple[dict[str, str], d
         Step(seq=3, release=(), samples=names),
         Decode(seq=4, release=(), samples=names),
     ]
-    failures = {f.sample: f.code for plan in plans for f in executor.execute(plan)}
+    failures: dict[str, str] = {}
+    for plan in plans:
+        for failure in executor.execute(plan):
+            if failures.setdefault(failure.sample, failure.code) != failure.code:
+                assert failure.code == "not_held"  # it had failed before
     assert set(executor.samples) == set(names) - set(failures)
     return failures, delivered
 
@@ -88,6 +92,22 @@ def test_one_fails_alone_and_nobody_gets_a_step_twice(op: str, error: BaseExcept
     failures, delivered = run({"b.0": (op, error)})
     assert failures == {"b.0": "generation_failed"}
     assert delivered == {"a.0": 2, "c.0": 2}
+
+
+def test_nobody_is_delivered_twice_when_a_batch_mates_delivery_fails() -> None:
+    delivered: list[str] = []
+
+    def deliver(sample: SampleSpec, frames: np.ndarray) -> None:
+        delivered.append(sample.id)
+        if sample.id == "b.0":
+            raise OSError("no memory")
+
+    executor = Executor(FakeFamily({}), deliver)
+    names = ("a.0", "b.0", "c.0")
+    executor.execute(Encode(seq=1, release=(), samples=tuple(spec(n) for n in names)))
+    (failure,) = executor.execute(Decode(seq=2, release=(), samples=names))
+    assert failure.sample == "b.0"
+    assert delivered == ["a.0", "b.0", "b.0", "c.0"]
 
 
 def test_running_out_of_memory_has_its_own_code() -> None:
@@ -109,10 +129,11 @@ def test_latents_that_are_not_finite_are_an_error_not_a_picture() -> None:
     assert failure.code == "non_finite"
 
 
-def test_plans_for_samples_it_does_not_hold_do_nothing() -> None:
+def test_a_sample_it_does_not_hold_is_never_reported_as_done() -> None:
     family = FakeFamily({})
     executor = Executor(family, lambda s, frames: pytest.fail("delivered"))
-    assert executor.execute(Step(seq=1, release=(), samples=("gone.0",))) == ()
+    (failure,) = executor.execute(Step(seq=1, release=(), samples=("gone.0",)))
+    assert (failure.sample, failure.code) == ("gone.0", "not_held")
     executor.release(("gone.0",))
     assert family.forwards == 0
 
