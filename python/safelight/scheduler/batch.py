@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from safelight.config import SchedulingConfig
 from safelight.scheduler import policy
 from safelight.scheduler.cost import CostModel
-from safelight.scheduler.table import Entry, Queue
+from safelight.scheduler.table import Entry, Queue, order
 from safelight.wire.messages import Plan, Report
 
 WRITING_BATCHES = 2
@@ -75,21 +75,29 @@ class Batcher:
     cost: CostModel
     fresh: Queue = field(default_factory=Queue)
 
-    def choose(self, group: Group, now: float) -> list[Entry]:
+    def choose(self, group: Group) -> list[Entry]:
         """The samples of the next plan; all have the same `next_op`. Empty: nothing to do."""
-        if group.finished and group.writing < WRITING_BATCHES * self.config.max_batch_size:
+        if group.finished and self._decode_now(group):
             return self._take_finished(group)
-        if group.dirty or self._outranked(group, now):
-            self._form(group, now)
+        if group.dirty:  # else nobody has become more urgent than those who run
+            self._form(group)
             group.dirty = False
         fresh = [e for e in group.running if e.planned == 0]
         return fresh[:ENCODE_AT_ONCE] or group.running
 
-    def enqueue(self, entry: Entry, now: float) -> None:
-        """`entry` waits from `now`, at its group or for any group."""
-        entry.since = now
+    def _decode_now(self, group: Group) -> bool:
+        """Whether finished samples are decoded before the next step."""
+        if group.writing >= WRITING_BATCHES * self.config.max_batch_size:
+            return False
+        if not group.running or len(group.finished) >= self.config.max_batch_size:
+            return True
+        waiting = len(group.waiting) + len(self.fresh)
+        return not policy.decode_waits(group.finished, group.running, waiting, self.cost)
+
+    def rank(self, entry: Entry) -> None:
+        """Set the place in the order of a sample that begins to wait."""
         entry.work = policy.remaining_work(entry, self.cost)
-        entry.urgency = policy.waiting_urgency(entry, self.config.priority_seconds)
+        entry.urgency = policy.urgency(entry, self.config.priority_seconds)
 
     def _take_finished(self, group: Group) -> list[Entry]:
         """Finished samples of one batch key, at most a batch of them."""
@@ -98,47 +106,36 @@ class Batcher:
         group.finished = [e for e in group.finished if e not in batch]
         return batch
 
-    def _outranked(self, group: Group, now: float) -> bool:
-        """Whether somebody who waits goes before everybody who runs."""
-        best = self._best_waiting(group)
-        if best is None or not group.running:
-            return best is not None
-        boost = self.config.priority_seconds
-        first = min(policy.running_urgency(e, boost) for e in group.running)
-        return best.urgency - policy.AGEING * now < first
-
-    def _best_waiting(self, group: Group) -> Entry | None:
-        held = group.waiting.first()
-        fresh = self.fresh.first() if self._room(group) > 0 else None
-        if held is None or fresh is None:
-            return held or fresh
-        return min(held, fresh, key=lambda e: (e.urgency, e.serial))
-
-    def _room(self, group: Group) -> int:
-        """How many more samples the group may hold."""
-        return self.config.max_running_samples - group.held
-
-    def _form(self, group: Group, now: float) -> None:
+    def _form(self, group: Group) -> None:
         """A new running batch from those that run and those that wait."""
         before = group.running
         for entry in before:
-            self.enqueue(entry, now)
-            self._queue_of(group, entry).add(entry)
-        group.running = []
-        if (lead := self._best_waiting(group)) is not None:
-            group.running = self._gather(group, lead)
+            entry.urgency = policy.urgency(entry, self.config.priority_seconds)
+        group.running = self._gather(group, before)
+        chosen = set(map(id, group.running))
+        for entry in before:
+            if id(entry) not in chosen:
+                self.rank(entry)
+                group.waiting.add(entry)
+        stayed = set(map(id, before))
         for entry in group.running:
-            self._queue_of(group, entry).remove(entry)
-            policy.earn(entry, now)
-            group.held += entry.group is None
-            entry.group = group.index
+            if id(entry) not in stayed:
+                self._queue_of(group, entry).remove(entry)
+                group.held += entry.group is None
+                entry.group = group.index
 
-    def _gather(self, group: Group, lead: Entry) -> list[Entry]:
-        """`lead` and those of its key that make the predicted finishing times better."""
-        key, limit = lead.spec.batch_key, self.config.max_batch_size
-        candidates = group.waiting.first_of(key, limit) + self.fresh.first_of(key, limit)
-        candidates.sort(key=lambda e: (e.urgency, e.serial))
-        batch, room = [lead], self._room(group) - (lead.group is None)
+    def _gather(self, group: Group, running: list[Entry]) -> list[Entry]:
+        """The most urgent of all, and those of its key that make finishing times better."""
+        room, limit = self._room(group), self.config.max_batch_size
+        firsts = [group.waiting.first(), self.fresh.first() if room > 0 else None, *running]
+        lead = min((e for e in firsts if e is not None), key=order, default=None)
+        if lead is None:
+            return []
+        key = lead.spec.batch_key
+        candidates = [e for e in running if e.spec.batch_key == key]
+        candidates += group.waiting.first_of(key, limit) + self.fresh.first_of(key, limit)
+        candidates.sort(key=order)
+        batch, room = [lead], room - (lead.group is None)
         for entry in candidates:
             if len(batch) == limit:
                 break
@@ -148,6 +145,10 @@ class Batcher:
                 batch.append(entry)
                 room -= entry.group is None
         return batch
+
+    def _room(self, group: Group) -> int:
+        """How many more samples the group may hold."""
+        return self.config.max_running_samples - group.held
 
     def _queue_of(self, group: Group, entry: Entry) -> Queue:
         return self.fresh if entry.group is None else group.waiting

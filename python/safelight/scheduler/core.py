@@ -13,7 +13,6 @@ import msgspec
 
 from safelight.config import SchedulingConfig
 from safelight.request import Event, SampleSpec
-from safelight.scheduler import policy
 from safelight.scheduler.batch import PLANS_AHEAD, Batcher, Group, Pending
 from safelight.scheduler.cost import CostModel
 from safelight.scheduler.table import Entry
@@ -138,7 +137,7 @@ class Core:
             self._forget(older)
         self._serial += 1
         entry = self.entries[spec.id] = Entry(spec, self._serial, now)
-        self._batcher.enqueue(entry, now)
+        self._batcher.rank(entry)
         self._batcher.fresh.add(entry)
         return entry
 
@@ -221,7 +220,7 @@ class Core:
                 text = f"The ranks that ran it were lost {entry.losses} times."
                 self._fail(entry, "ranks_lost", text)
             else:
-                self._batcher.enqueue(entry, now)
+                self._batcher.rank(entry)
                 self._batcher.fresh.add(entry)
 
     def _hung(self, group: Group, pending: Pending, now: float) -> None:
@@ -296,7 +295,7 @@ class Core:
     def _fill(self, group: Group, now: float) -> None:
         """Keep the group `PLANS_AHEAD` plans deep."""
         while group.ready and len(group.pending) < PLANS_AHEAD:
-            entries = self._batcher.choose(group, now)
+            entries = self._batcher.choose(group)
             if not entries:
                 break
             self._send_plan(group, entries, now)
@@ -320,7 +319,7 @@ class Core:
         seconds = self.cost.predict(op, entries[0].spec.tokens)
         for entry in entries:
             entry.plan()
-            policy.spend(entry, seconds)
+            entry.work = max(0.0, entry.work - seconds)
         self._send(group, plan, op, list(entries), now)
         if op == "step":
             self._retire_finished(group, entries)

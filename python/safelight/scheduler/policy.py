@@ -2,15 +2,14 @@
 
 **Precedence.** The sample with the least predicted remaining work goes first (shortest remaining
 processing time, Schrage 1968: least mean response time), a level of priority being worth a fixed
-number of seconds. Against starvation a waiting sample earns credit, `AGEING` seconds a second, and
-a running one spends it, second for second. So a job is overtaken, however many keep coming,
-only by those that arrive within about (its work + the gap in priority) / `AGEING` seconds of it.
+number of seconds, and each second of age `AGEING` seconds. As all age alike, the order of two
+samples does not depend on the clock: the sort key is `work - priority + AGEING * arrival`. Two
+things follow. A running sample only gets more urgent, so nobody but a newcomer can displace it; and
+however many newcomers there are, a sample is overtaken only by those that arrive within (its work +
+the gap in priority) / `AGEING` seconds of it.
 
-All waiting samples earn at the same rate, so their order does not depend on the clock and each is
-sorted once, by `waiting_urgency`; only the comparison with running samples needs the time.
-
-**Sharing.** A sample joins a batch when the sum of the predicted finishing times gets better than
-if the two took turns.
+**Sharing.** A sample joins a batch when the predicted finishing times get better than if the two
+took turns: of those in the system, or, where sharing saves much, of those still to come.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ from safelight.scheduler.cost import CostModel
 from safelight.scheduler.table import Entry
 
 AGEING = 0.25
-"""Seconds of credit per second of waiting."""
+"""What a second of age is worth, in seconds of work."""
+
+SAVING = 0.1
+"""A shared step that saves this share of two turns' time is worth the delay of its members."""
 
 
 def remaining_work(entry: Entry, cost: CostModel) -> float:
@@ -37,45 +39,61 @@ def remaining_work(entry: Entry, cost: CostModel) -> float:
     return seconds
 
 
-def waiting_urgency(entry: Entry, priority_seconds: float) -> float:
-    """Sort key of a waiting sample, least first; constant while it waits."""
-    return running_urgency(entry, priority_seconds) + AGEING * entry.since
-
-
-def running_urgency(entry: Entry, priority_seconds: float) -> float:
-    """Comparable with `waiting_urgency(...) - AGEING * now`."""
-    return entry.work - entry.credit - entry.spec.priority * priority_seconds
-
-
-def earn(entry: Entry, now: float) -> None:
-    """Credit for the time it waited until `now`."""
-    entry.credit += AGEING * max(0.0, now - entry.since)
-
-
-def spend(entry: Entry, seconds: float) -> None:
-    """It ran: less work is left, and its credit is used up first."""
-    entry.work = max(0.0, entry.work - seconds)
-    entry.credit = max(0.0, entry.credit - seconds)
+def urgency(entry: Entry, priority_seconds: float) -> float:
+    """Sort key, least first."""
+    return entry.work - entry.spec.priority * priority_seconds + AGEING * entry.arrived
 
 
 def joins(batch: Sequence[Entry], candidate: Entry, cost: CostModel) -> bool:
-    """Whether the sum of finishing times is better with `candidate` in `batch`.
+    """Whether `candidate` should share forwards with `batch`.
 
-    Compared with the better of the two turns: the batch first, or the candidate first.
+    Under load, yes if a shared step saves `SAVING` of what two turns cost: then everybody who is
+    still to come finishes earlier (by Little's law, time in the system is work in it over
+    throughput). Else, yes if the sum of the finishing times of these samples gets better.
     """
     tokens, size = candidate.spec.tokens, len(batch)
     alone, apart = cost.predict("step", tokens, 1), cost.predict("step", tokens, size)
     together = cost.predict("step", tokens, size + 1)
+    if together <= (1 - SAVING) * (apart + alone):
+        return True
+    return _finishes_sooner(batch, candidate, alone, apart, together)
+
+
+def _finishes_sooner(
+    batch: Sequence[Entry], candidate: Entry, alone: float, apart: float, together: float
+) -> bool:
+    """Against the better of the two turns: the batch first, or the candidate first.
+
+    `alone`, `apart` and `together` are seconds of a step: of the candidate, the batch, and both.
+    """
     mine = _steps_left(candidate)
     theirs = [_steps_left(entry) for entry in batch]
-    longest = max(theirs)
-    work_theirs = sum(theirs) * apart
-    batch_first = work_theirs + longest * apart + mine * alone
-    candidate_first = mine * alone + size * mine * alone + work_theirs
+    longest, total = max(theirs), sum(theirs)
+    batch_first = total * apart + longest * apart + mine * alone
+    candidate_first = mine * alone + len(batch) * mine * alone + total * apart
     shared = sum(min(left, mine) for left in theirs)
-    joined = shared * together + (sum(theirs) - shared) * apart
+    joined = shared * together + (total - shared) * apart
     joined += min(mine, longest) * together + max(0, mine - longest) * alone
     return joined <= min(batch_first, candidate_first)
+
+
+def decode_waits(
+    finished: Sequence[Entry], running: Sequence[Entry], waiting: int, cost: CostModel
+) -> bool:
+    """Whether to decode `finished` one step later, together with those that finish then.
+
+    One decode of all saves time for everybody; the step in between costs it the finished ones.
+    """
+    tokens = finished[0].spec.tokens
+    key = finished[0].spec.batch_key
+    soon = sum(1 for entry in running if entry.planned == entry.steps)
+    if not soon or running[0].spec.batch_key != key:
+        return False
+    count = len(finished)
+    saved = cost.predict("decode", tokens, count) + cost.predict("decode", tokens, soon)
+    saved -= cost.predict("decode", tokens, count + soon)
+    step = cost.predict("step", tokens, len(running))
+    return saved * (len(running) + waiting) > count * step
 
 
 def _steps_left(entry: Entry) -> int:

@@ -21,8 +21,7 @@ class Entry:
     spec: SampleSpec
     serial: int
     """Order of arrival."""
-    since: float
-    """When it last began to wait."""
+    arrived: float
     state: State = State.QUEUED
     group: int | None = None
     """The worker group that holds its latents."""
@@ -30,8 +29,6 @@ class Entry:
     done: int = 0
     in_flight: int = 0
     """Plans sent and not answered that contain it."""
-    credit: float = 0.0
-    """Seconds of precedence earned by waiting, spent by running."""
     work: float = 0.0
     """Predicted seconds left, alone."""
     urgency: float = 0.0
@@ -103,7 +100,8 @@ class Entry:
         self.group = None
 
 
-def _order(entry: Entry) -> tuple[float, int]:
+def order(entry: Entry) -> tuple[float, int]:
+    """Sort key: the most urgent first, then the first to come."""
     return entry.urgency, entry.serial
 
 
@@ -111,7 +109,7 @@ def _order(entry: Entry) -> tuple[float, int]:
 class Queue:
     """Waiting samples, most urgent first, overall and by batch key. Operations are O(log n)."""
 
-    _all: SortedKeyList = field(default_factory=lambda: SortedKeyList(key=_order))
+    _all: SortedKeyList = field(default_factory=lambda: SortedKeyList(key=order))
     _by_key: dict[str, SortedKeyList] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -122,7 +120,7 @@ class Queue:
         self._all.add(entry)
         key = entry.spec.batch_key
         if key not in self._by_key:
-            self._by_key[key] = SortedKeyList(key=_order)
+            self._by_key[key] = SortedKeyList(key=order)
         self._by_key[key].add(entry)
 
     def remove(self, entry: Entry) -> None:

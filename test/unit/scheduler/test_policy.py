@@ -18,8 +18,8 @@ def cost_of(fixed: float, slope: float) -> CostModel:
     return cost
 
 
-def entry(steps: int, *, planned: int = 1, since: float = 0.0, serial: int = 0) -> Entry:
-    made = Entry(spec(f"s{serial}.0", steps=steps), serial, since)
+def entry(steps: int, *, planned: int = 1, arrived: float = 0.0, serial: int = 0) -> Entry:
+    made = Entry(spec(f"s{serial}.0", steps=steps), serial, arrived)
     made.planned = planned
     return made
 
@@ -35,11 +35,12 @@ def test_does_not_join_when_a_forward_costs_per_sample() -> None:
 
 
 @pytest.mark.parametrize("left", [1, 5, 50])
-def test_the_rule_is_the_sum_of_finishing_times(left: int) -> None:
+def test_where_sharing_saves_little_the_sum_of_finishing_times_decides(left: int) -> None:
     """Against brute force: one batch mate with ten steps left."""
-    for fixed in (0.0, 0.02, 0.1):
+    for fixed in (0.0, 0.005, 0.01):  # at most 8% of two turns
         cost = cost_of(fixed, 0.05)
         one, two = fixed + 0.05, fixed + 0.1
+        assert two > (1 - policy.SAVING) * 2 * one
         both = min(10, left)
         together = both * two + max(10, left) * one - both * one + both * two
         mate_first = 10 * one + (10 + left) * one
@@ -48,24 +49,36 @@ def test_the_rule_is_the_sum_of_finishing_times(left: int) -> None:
         assert policy.joins([entry(10)], entry(left), cost) == expected
 
 
-def test_waiting_earns_and_running_spends() -> None:
-    made = entry(10)
-    made.work = 2.0
-    policy.earn(made, 8.0)
-    assert made.credit == pytest.approx(8.0 * policy.AGEING)
-    before = policy.running_urgency(made, 30.0)
-    policy.spend(made, 1.0)
-    assert policy.running_urgency(made, 30.0) == pytest.approx(before)  # credit pays for progress
-    policy.spend(made, 10.0)
-    assert (made.work, made.credit) == (0.0, 0.0)
+def test_where_sharing_saves_much_equal_samples_share() -> None:
+    """Alone they would end at 1 and 2; together both end at 1.7, and the next one sooner."""
+    assert policy.joins([entry(10)], entry(10), cost_of(0.03, 0.07))
 
 
-def test_the_order_of_those_who_wait_does_not_depend_on_the_clock() -> None:
-    early, late = entry(30, since=0.0), entry(10, since=50.0)
-    for made, work in ((early, 3.0), (late, 1.0)):
-        made.work = work
-    # 50 s of waiting are worth 12.5 s of work: the early one goes first, now and always.
-    assert policy.waiting_urgency(early, 30) < policy.waiting_urgency(late, 30)
+def decode_cost(fixed: float) -> CostModel:
+    cost = cost_of(0.01, 0.001)
+    for batch in range(1, 10):
+        for _ in range(3):
+            cost.observe("decode", 80, batch, fixed + 0.005 * batch)
+    return cost
+
+
+def test_a_decode_waits_one_step_for_those_that_finish_next_if_that_pays() -> None:
+    finished = [entry(10, planned=11)]
+    last, many = entry(10, planned=10), [entry(10, planned=3) for _ in range(8)]
+    cheap, dear = decode_cost(fixed=0.0), decode_cost(fixed=0.02)
+    assert policy.decode_waits(finished, [last, *many], 0, dear)
+    assert not policy.decode_waits(finished, [last, *many], 0, cheap)  # nothing is saved
+    assert not policy.decode_waits(finished, many, 0, dear)  # nobody finishes next
+    assert not policy.decode_waits(finished * 12, [last, *many], 0, dear)  # too many would wait
+
+
+def test_age_is_worth_work_and_the_order_does_not_depend_on_the_clock() -> None:
+    early, late = entry(30, arrived=0.0), entry(10, arrived=50.0)
+    early.work, late.work = 3.0, 1.0
+    # 50 s of age are worth 12.5 s of work: the early one goes first, now and always.
+    assert policy.urgency(early, 30) < policy.urgency(late, 30)
+    late.arrived = 7.0
+    assert policy.urgency(early, 30) > policy.urgency(late, 30)
 
 
 def test_the_queue_is_sorted_overall_and_by_key() -> None:
