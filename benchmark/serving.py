@@ -77,8 +77,10 @@ class Client:
         video = answer.json()
         path = f"/v1/videos/{video['id']}"
         while video["status"] not in ("completed", "failed"):
-            await asyncio.sleep(self._wait(answer))
-            answer = await self._call("GET", path)
+            if self._poll_ms:
+                await asyncio.sleep(self._poll_ms / 1000)
+            headers = {} if self._poll_ms else {"Prefer": "wait=60"}
+            answer = await self._call("GET", path, headers=headers)
             video = answer.json()
         if video["status"] == "failed":
             raise JobFailed(str(video["error"]))
@@ -93,9 +95,6 @@ class Client:
         answer = await self._http.request(method, path, **content)
         answer.raise_for_status()
         return answer
-
-    def _wait(self, answer: httpx2.Response) -> float:
-        return (self._poll_ms or int(answer.headers.get(POLL_AFTER, DEFAULT_WAIT_MS))) / 1000
 
 
 def _body(job: Job) -> dict[str, Any]:

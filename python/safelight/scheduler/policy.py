@@ -22,6 +22,9 @@ from safelight.scheduler.table import Entry
 AGEING = 0.25
 """What a second of age is worth, in seconds of work."""
 
+DECODE_HORIZON = 4
+"""Steps that finished samples may wait for others to be decoded with."""
+
 SAVING = 0.1
 """A shared step that saves this share of two turns' time is worth the delay of its members."""
 
@@ -80,20 +83,21 @@ def _finishes_sooner(
 def decode_waits(
     finished: Sequence[Entry], running: Sequence[Entry], waiting: int, cost: CostModel
 ) -> bool:
-    """Whether to decode `finished` one step later, together with those that finish then.
+    """Whether to decode `finished` some steps later, together with those that finish by then.
 
-    One decode of all saves time for everybody; the step in between costs it the finished ones.
+    One decode of all saves time for everybody; the steps in between cost it the finished ones.
     """
-    tokens = finished[0].spec.tokens
-    key = finished[0].spec.batch_key
-    soon = sum(1 for entry in running if entry.planned == entry.steps)
-    if not soon or running[0].spec.batch_key != key:
+    tokens, count = finished[0].spec.tokens, len(finished)
+    if running[0].spec.batch_key != finished[0].spec.batch_key:
         return False
-    count = len(finished)
-    saved = cost.predict("decode", tokens, count) + cost.predict("decode", tokens, soon)
-    saved -= cost.predict("decode", tokens, count + soon)
     step = cost.predict("step", tokens, len(running))
-    return saved * (len(running) + waiting) > count * step
+    for ahead in range(1, DECODE_HORIZON + 1):
+        soon = sum(1 for entry in running if entry.planned + ahead > entry.steps)
+        if soon:
+            saved = cost.predict("decode", tokens, count) + cost.predict("decode", tokens, soon)
+            saved -= cost.predict("decode", tokens, count + soon)
+            return saved * (len(running) + waiting) > count * ahead * step
+    return False
 
 
 def _steps_left(entry: Entry) -> int:

@@ -16,7 +16,7 @@ from safelight.wire.messages import Timing
 if TYPE_CHECKING:
     from safelight.models.family import Family
 
-BATCHES = (1, 2, 4)
+BATCHES = (1, 2, 4, 8)
 CHEAP = 2_000
 """Tokens; a default size below it is warmed up too, a larger one would delay the start."""
 

@@ -62,13 +62,13 @@ def decode_cost(fixed: float) -> CostModel:
     return cost
 
 
-def test_a_decode_waits_one_step_for_those_that_finish_next_if_that_pays() -> None:
+def test_a_decode_waits_for_those_that_finish_soon_if_that_pays() -> None:
     finished = [entry(10, planned=11)]
-    last, many = entry(10, planned=10), [entry(10, planned=3) for _ in range(8)]
+    last, many = entry(10, planned=9), [entry(10, planned=3) for _ in range(8)]
     cheap, dear = decode_cost(fixed=0.0), decode_cost(fixed=0.02)
     assert policy.decode_waits(finished, [last, *many], 0, dear)
     assert not policy.decode_waits(finished, [last, *many], 0, cheap)  # nothing is saved
-    assert not policy.decode_waits(finished, many, 0, dear)  # nobody finishes next
+    assert not policy.decode_waits(finished, many, 0, dear)  # nobody finishes soon
     assert not policy.decode_waits(finished * 12, [last, *many], 0, dear)  # too many would wait
 
 

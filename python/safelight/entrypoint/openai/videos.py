@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from safelight.entrypoint import schema
 from safelight.entrypoint.context import Card, Manager, ParsedBody
@@ -19,9 +22,14 @@ from safelight.store.tables import Status
 TASKS: tuple[Task, ...] = ("text-to-video",)
 MIN_POLL_MS, MAX_POLL_MS = 50, 1000
 UNKNOWN_ETA_S = 0.5
+MAX_WAIT_S = 60
 
 router = APIRouter(prefix="/videos", tags=["videos"], responses=schema.ERRORS)
 
+Prefer = Annotated[
+    str | None,
+    Header(description=f"`wait=N` (RFC 7240): hold the answer, {MAX_WAIT_S} seconds at most."),
+]
 VideoId = Annotated[str, Path(description="The id that `POST /v1/videos` returned.")]
 
 
@@ -59,9 +67,22 @@ async def page(
 
 
 @router.get("/{video_id}", response_model=schema.Video, response_model_exclude_unset=True)
-async def retrieve(video_id: VideoId, manager: Manager, response: Response) -> dict[str, Any]:
-    """The job as it is now. A job that failed is found, with `status` failed."""
-    return _polled(await _video(manager, video_id), response)
+async def retrieve(
+    video_id: VideoId, manager: Manager, response: Response, prefer: Prefer = None
+) -> dict[str, Any]:
+    """The job as it is now. A job that failed is found, with `status` failed.
+
+    With `Prefer: wait=N` the answer comes when the job has ended, or after N seconds: one request
+    instead of many polls.
+    """
+    view = await _video(manager, video_id)
+    if (seconds := _patience(prefer)) and not view.status.final:
+        response.headers["preference-applied"] = f"wait={seconds}"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await manager.wait(video_id)
+        view = await _video(manager, video_id)
+    return _polled(view, response)
 
 
 @router.delete("/{video_id}", response_model=schema.VideoDeleted)
@@ -92,6 +113,13 @@ async def _video(manager: RequestManager, video_id: str) -> JobView:
     if view.request.task not in TASKS:
         raise NotFound(f"There is no video '{video_id}'.", param="id")
     return view
+
+
+def _patience(prefer: str | None) -> int:
+    """Seconds of a `Prefer: wait=N` header; 0 without one. What cannot be read is ignored, as RFC
+    7240 wants."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "", re.IGNORECASE)
+    return min(MAX_WAIT_S, int(found[1])) if found else 0
 
 
 def _polled(view: JobView, response: Response) -> dict[str, Any]:
