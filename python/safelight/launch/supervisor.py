@@ -50,10 +50,22 @@ def _workers(group: int, config: EngineConfig) -> Program:
         "SAFELIGHT_RANKS": "1",
         "OMP_NUM_THREADS": str(threads),
         **_spinning(),
+        **_ALLOCATOR,
         # What diffusers and transformers deprecate is ours to follow, not the user's to read.
         "PYTHONWARNINGS": "ignore",
     }
     return Program(f"workers-{group}", "safelight.launch.ranks", environment)
+
+
+_ALLOCATOR = {
+    name: os.environ.get(name, value)
+    for name, value in {
+        # Keep what a forward frees instead of giving it back to the kernel page by page: a tenth of
+        # a batched step on the CPU.
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    }.items()
+}
 
 
 def _spinning() -> dict[str, str]:

@@ -1,85 +1,109 @@
 """The cost model: seconds per plan, from the tokens of one sample and the size of the batch.
 
-A line `seconds = fixed + slope * tokens * batch`, fitted online by recursive least squares with
-forgetting (Haykin, Adaptive Filter Theory, ch. 10) and primed by the ranks' warm-up, times a
-correction for every size that was seen (attention, for one, is not linear in tokens). The fixed
-part is what batching saves: launches and weight reads. Batch sizes are not learnt one by one: the
+For every size that was seen, a line over the batch, `seconds = fixed + slope * batch`; the fixed
+part is what batching saves: launches and weight reads. For a size that was not, a line over all
+tokens of the batch, from all sizes. Both are fitted online by a Kalman filter (Haykin, Adaptive
+Filter Theory, ch. 10) and primed by the ranks' warm-up. Batch sizes are not learnt one by one: the
 first forward of each is slow, and one that looks bad would never be tried again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_FORGETTING = 0.995
-_WEIGHT = 0.1  # of a measurement in a correction
-_SURPRISE = 3.0  # a measurement counts as at most so many times the prediction
-_PRIOR_FIXED = 0.02  # seconds; before any measurement, batching looks worth trying
-_PRIOR_SLOPE = 1e-5  # seconds per token
-_UNIT = 1000.0  # tokens; keeps the two unknowns of similar size
-_LEAST = 1e-6  # seconds
-_LARGEST = 2.0  # trace of the inverse information; that of the prior
 _NOISE = 0.1  # relative standard deviation of a measurement
+_DRIFT = 0.02  # relative standard deviation of the change of the truth between two
+_SURPRISE = 3.0  # a measurement counts as at most so many times the prediction
+_LEAST = 1e-6  # seconds
+_UNIT = 1000.0  # tokens; keeps the two unknowns of similar size
 
 
 @dataclass(slots=True)
-class _Line:
-    """`fixed + slope * x` by recursive least squares; `p` is the inverse information matrix."""
+class Line:
+    """`fixed + slope * x`, fitted online. Before any measurement it is a guess."""
 
-    fixed: float = _PRIOR_FIXED
-    slope: float = _PRIOR_SLOPE * _UNIT
-    p: tuple[float, float, float] = (1.0, 0.0, 1.0)
-    """(p11, p12, p22) of a symmetric 2x2 matrix"""
+    fixed: float
+    slope: float
+    _known: bool = False
+    _p: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Covariance, a symmetric 2x2 matrix as (p11, p12, p22), seconds squared."""
+
+    def __call__(self, x: float) -> float:
+        fixed, slope = self.fixed, self.slope
+        if fixed > 0.0 and slope > 0.0:
+            return fixed + slope * x
+        return max(max(fixed, 0.0) + max(slope, 0.0) * x, _LEAST)
 
     def add(self, x: float, seconds: float) -> None:
-        # A relative error counts the same for small and large forwards.
-        weight = 1.0 / (_NOISE * max(seconds, _LEAST)) ** 2
-        p11, p12, p22 = self.p
+        """Learn one measurement. A relative error counts the same for small and large ones."""
+        seconds = max(seconds, _LEAST)
+        if self._known:
+            self._update(x, seconds)
+        else:
+            self._begin(seconds / self(x))
+
+    def _begin(self, ratio: float) -> None:
+        """The first measurement says how large things are, not how they divide."""
+        self._known = True
+        self.fixed *= ratio
+        self.slope *= ratio
+        spread = (self.fixed + self.slope) ** 2
+        self._p = (spread, 0.0, spread)
+
+    def _update(self, x: float, seconds: float) -> None:
+        p11, p12, p22 = self._p
         v1, v2 = p11 + p12 * x, p12 + p22 * x
-        denominator = _FORGETTING / weight + v1 + v2 * x
+        denominator = (_NOISE * seconds) ** 2 + v1 + v2 * x
         error = seconds - (self.fixed + self.slope * x)
         self.fixed += v1 / denominator * error
         self.slope += v2 / denominator * error
-        p11, p12, p22 = (
-            p11 - v1 * v1 / denominator,
-            p12 - v1 * v2 / denominator,
-            p22 - v2 * v2 / denominator,
+        # The truth may have moved where it is being measured, and only there is that assumed: with
+        # one batch size for hours, doubt about all others would grow without bound.
+        drift = (_DRIFT * seconds / (1.0 + x * x)) ** 2
+        self._p = (
+            p11 - v1 * v1 / denominator + drift,
+            p12 - v1 * v2 / denominator + drift * x,
+            p22 - v2 * v2 / denominator + drift * x * x,
         )
-        # Forgetting only while the matrix is small: where one size is all there is, the direction
-        # that gets no news would grow without bound.
-        scale = 1.0 if (p11 + p22) / _FORGETTING > _LARGEST else 1.0 / _FORGETTING
-        self.p = (p11 * scale, p12 * scale, p22 * scale)
-
-    def __call__(self, x: float) -> float:
-        return max(max(self.fixed, 0.0) + max(self.slope, 0.0) * x, _LEAST)
 
 
 @dataclass
 class CostModel:
     """Predicted seconds of encode, step and decode plans."""
 
-    _lines: dict[str, _Line] = field(default_factory=dict)
-    _corrections: dict[tuple[str, int], float] = field(default_factory=dict)
+    _by_size: dict[tuple[str, int], Line] = field(default_factory=dict)
+    """Over the batch, by operation and tokens."""
+    _by_tokens: dict[str, Line] = field(default_factory=dict)
+    """Over tokens times batch, by operation."""
 
     def observe(self, op: str, tokens: int, batch: int, seconds: float) -> None:
         """Learn that one `op` plan of `batch` samples of `tokens` tokens each took `seconds`."""
-        key, x = (op, tokens), tokens * batch / _UNIT
-        line = self._line(op)
-        correction = self._corrections.get(key)
-        if correction is not None:
-            seconds = min(seconds, _SURPRISE * correction * line(x))
-        line.add(x, seconds)
-        ratio = seconds / line(x)
-        if correction is None:
-            correction = 1.0
-        self._corrections[key] = correction + _WEIGHT * (ratio - correction)
+        line = self._by_size.get((op, tokens))
+        if line is None:
+            general = self._general(op)
+            # Of an unseen size only the sum is known; that much of it is fixed is to be found out.
+            line = Line(general.fixed, general.slope * tokens / _UNIT)
+            self._by_size[op, tokens] = line
+        else:
+            seconds = min(seconds, _SURPRISE * line(batch))
+        line.add(batch, seconds)
+        self._general(op).add(tokens * batch / _UNIT, seconds)
 
     def predict(self, op: str, tokens: int, batch: int = 1) -> float:
         """Seconds of one such plan; always positive."""
-        correction = self._corrections.get((op, tokens), 1.0)
-        return max(correction * self._line(op)(tokens * batch / _UNIT), _LEAST)
+        return self.over_batch(op, tokens)(batch)
 
-    def _line(self, op: str) -> _Line:
-        if (line := self._lines.get(op)) is None:
-            line = self._lines[op] = _Line()
+    def over_batch(self, op: str, tokens: int) -> Callable[[float], float]:
+        """Seconds as a function of the batch, for one size."""
+        line = self._by_size.get((op, tokens))
+        if line is not None:
+            return line
+        general = self._general(op)
+        return lambda batch: general(tokens * batch / _UNIT)
+
+    def _general(self, op: str) -> Line:
+        if (line := self._by_tokens.get(op)) is None:
+            # A guess for the very first moment: batching looks worth trying.
+            line = self._by_tokens[op] = Line(fixed=0.02, slope=0.01)
         return line

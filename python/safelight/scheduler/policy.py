@@ -54,9 +54,8 @@ def joins(batch: Sequence[Entry], candidate: Entry, cost: CostModel) -> bool:
     still to come finishes earlier (by Little's law, time in the system is work in it over
     throughput). Else, yes if the sum of the finishing times of these samples gets better.
     """
-    tokens, size = candidate.spec.tokens, len(batch)
-    alone, apart = cost.predict("step", tokens, 1), cost.predict("step", tokens, size)
-    together = cost.predict("step", tokens, size + 1)
+    seconds, size = cost.over_batch("step", candidate.spec.tokens), len(batch)
+    alone, apart, together = seconds(1), seconds(size), seconds(size + 1)
     if together <= (1 - SAVING) * (apart + alone):
         return True
     return _finishes_sooner(batch, candidate, alone, apart, together)
