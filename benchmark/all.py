@@ -20,9 +20,10 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("scheduler_tick.py",),
     ("idle.py",),
     ("single.py",),
-    ("compare.py",),
-    ("compare.py", "--images", "0.5", "--name", "compare_images"),
-    ("serving.py", "--start", "--rate", "1", "--jobs", "32", "--images", "0.25"),
+    ("compare.py", "--jobs", "128"),
+    ("compare.py", "--jobs", "128", "--writer", "ffmpeg", "--name", "compare_tuned_loop"),
+    ("compare.py", "--jobs", "96", "--images", "0.5", "--name", "compare_images"),
+    ("serving.py", "--start", "--rate", "4", "--jobs", "96", "--images", "0.25"),
 )
 
 

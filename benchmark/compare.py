@@ -20,7 +20,7 @@ import typer
 import common
 import workload
 from common import Spread, median
-from diffusers_loop import LoopProcess
+from diffusers_loop import LoopProcess, WriterOption
 from server import Server
 from serving import Poll, load
 from workload import Job, Outcome, Report
@@ -183,6 +183,7 @@ def main(
     images: workload.Images = 0.0,
     seed: common.Seed = 0,
     poll_ms: Poll = 0,
+    writer: WriterOption = "diffusers",
     model_path: common.ModelPath = "builtin:shapes",
     device: common.Device = "auto",
     cpu_threads: common.Threads = 0,
@@ -198,13 +199,14 @@ def main(
         workload.make_jobs(jobs, counts, images=images, seed=seed + number)
         for number in range(repeats)
     ]
-    with LoopProcess(config) as loop, Server(serving_config) as server:
+    with LoopProcess(config, writer) as loop, Server(serving_config) as server:
         load(server.base_url, rounds[0][:2], poll_ms=poll_ms)  # the first connections
         looped, served, cpu = take_turns(loop, server, rounds, concurrency, poll_ms)
     found = compare(looped, served, cpu, concurrency)
     settings: dict[str, Any] = {
         "jobs": jobs, "concurrency": concurrency, "steps": counts, "images": images,
-        "poll_ms": poll_ms, "model_path": model_path, "device": device, "cpu_threads": cpu_threads,
+        "poll_ms": poll_ms, "writer": writer, "model_path": model_path,
+        "device": device, "cpu_threads": cpu_threads,
         "server_cpu_threads": threads,
     }  # fmt: skip
     show(found, f"{repeats} x {jobs} jobs, {concurrency} clients")

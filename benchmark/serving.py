@@ -25,11 +25,12 @@ from server import Server
 from workload import Job, Outcome, Report
 
 JOB_TIMEOUT = 900.0
-POLL_AFTER = "openai-poll-after-ms"
-DEFAULT_WAIT_MS = 100  # if the server does not say
 
 Poll = Annotated[
-    int, typer.Option("--poll-ms", min=0, help="Poll interval; 0 waits as the server advises.")
+    int,
+    typer.Option(
+        "--poll-ms", min=0, help="Poll interval; 0 asks to be answered at the end (Prefer: wait)."
+    ),
 ]
 
 

@@ -34,8 +34,8 @@ from workload import Job, Kind, Outcome
 
 TARGET = 30.0  # ms over the bare pipeline
 KINDS: tuple[tuple[Kind, str], ...] = (
-    ("clip", "clip (poll)"),
-    ("frame", "one frame (poll)"),
+    ("clip", "clip (video API)"),
+    ("frame", "one frame (video API)"),
     ("image", "still image (blocking)"),
 )
 _WARM_UP = 2  # rounds that do not count
@@ -186,7 +186,7 @@ def show(found: dict[Kind, Figures], parts: Parts | None, steps: int) -> None:
 def main(
     rounds: Rounds = 15,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of every job.")] = 10,
-    poll_ms: Annotated[int, typer.Option("--poll-ms", min=1, help="Poll interval.")] = 2,
+    poll_ms: Annotated[int, typer.Option("--poll-ms", min=0, help="0: `Prefer: wait`.")] = 0,
     breakdown: Annotated[bool, typer.Option(help="Also take the server's time apart.")] = True,
     model_path: common.ModelPath = "builtin:shapes",
     device: common.Device = "auto",

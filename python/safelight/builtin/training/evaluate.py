@@ -100,9 +100,9 @@ def cases() -> list[Case]:
     return [
         Case("held-out, 9 frames, 10 steps", held_out * 2, 0),
         Case("held-out, 1 frame (still)", held_out * 2, 1000, frames=1),
-        Case("held-out, 9 frames, text of 64", held_out * 2, 10_000, keys=SERVED_KEYS),
-        Case("held-out, 1 frame, text of 64", held_out * 2, 11_000, frames=1, keys=SERVED_KEYS),
-        Case("held-out, 4 steps, text of 64", held_out, 12_000, steps=4, keys=SERVED_KEYS),
+        Case("held-out, 9 frames, text of 32", held_out * 2, 10_000, keys=SERVED_KEYS),
+        Case("held-out, 1 frame, text of 32", held_out * 2, 11_000, frames=1, keys=SERVED_KEYS),
+        Case("held-out, 4 steps, text of 32", held_out, 12_000, steps=4, keys=SERVED_KEYS),
         Case("held-out, 5 frames", held_out, 2000, frames=5),
         Case("held-out, 13 frames", held_out, 3000, frames=13),
         Case("held-out, 4 steps", held_out, 4000, steps=4),

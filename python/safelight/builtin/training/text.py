@@ -29,7 +29,8 @@ from .world import END, PAD, VOCABULARY
 TEXT_DIM = 96
 WORD_SLOTS = 14  # the longest caption of the world has 13 tokens
 PIPELINE_KEYS = 512  # what WanPipeline pads to
-SERVED_KEYS = 64  # the `max_sequence_length` of the shipped defaults
+COMMON_KEYS = 64  # of half the training steps
+SERVED_KEYS = 32  # the `max_sequence_length` of the shipped defaults; longer than any caption
 
 EMPTY_PROMPT = [VOCABULARY[END]]
 
@@ -65,10 +66,10 @@ class TextKeys:
 
 
 def draw_keys(rng: random.Random) -> int:
-    """Text length of one training step: mostly what is served, at times anything up to 512."""
+    """Text length of one training step: mostly a short one, at times anything up to 512."""
     kind = rng.random()
     if kind < 0.5:
-        return SERVED_KEYS
+        return COMMON_KEYS
     if kind < 0.75:
         return PIPELINE_KEYS
     return round(math.exp(rng.uniform(math.log(2 * WORD_SLOTS), math.log(PIPELINE_KEYS))))
