@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,33 @@ def test_finished_jobs_are_served_after_a_restart(tmp_path: Path) -> None:
         assert client.get(f"/v1/videos/{before['id']}").json() == before
         assert client.get(f"/v1/videos/{before['id']}/content").content == content
         assert client.get("/v1/videos").json()["data"] == [before]
+
+
+def test_prefer_wait_holds_the_answer_until_the_job_has_ended(
+    manual: stack.Stack, slow: httpx2.Client
+) -> None:
+    video = create(slow)
+    (spec,) = manual.call(manual.peer.submitted())
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(
+            slow.get, f"/v1/videos/{video['id']}", headers={"Prefer": "respond-async, wait=30"}
+        )
+        manual.call(manual.peer.progress(spec, State.DENOISING, step=1))
+        assert not held.done()
+        manual.call(manual.peer.deliver(spec))
+        answer = held.result(20)
+    assert answer.json()["status"] == "completed"
+    assert answer.headers["preference-applied"] == "wait=30"
+
+
+def test_prefer_wait_gives_up_and_a_finished_job_does_not_wait(
+    shared: stack.Stack, client: httpx2.Client, slow: httpx2.Client
+) -> None:
+    path = f"/v1/videos/{create(slow)['id']}"
+    answer = slow.get(path, headers={"Prefer": "wait=1"})
+    assert answer.json()["status"] == "queued"
+    done = finished(shared, client)
+    answer = client.get(f"/v1/videos/{done['id']}", headers={"Prefer": "wait=60"})
+    assert "preference-applied" not in answer.headers
+    unreadable = slow.get(path, headers={"Prefer": "wait=soon"})
+    assert unreadable.status_code == 200
