@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/safelight generate --prompt "a red circle moving left on a black background" \
 	  --output-path $(OUTPUTS) --output-file-name clip.mp4
 	$(BIN)/safelight generate --prompt "a blue square on a white background" --num-frames 1 \
-	  --output-path $(OUTPUTS) --output-file-name still.png
+	  --output-path $(OUTPUTS) --output-file-name picture.png
 
 serve: $(STAMP)
 	$(BIN)/safelight serve
