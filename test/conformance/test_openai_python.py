@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import httpx2
+import numpy as np
 import pytest
+import torch
 from openai import (
     APIStatusError,
     AuthenticationError,
@@ -17,6 +20,10 @@ from openai import (
     OpenAI,
 )
 from PIL import Image
+
+from fakes import probe
+from safelight.builtin.training import world
+from safelight.builtin.training.judge import classify
 
 # Every `videos` method of the SDK is marked deprecated; it is what clients have.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -77,6 +84,45 @@ def test_create_and_poll_ends_completed(finished: Any) -> None:
     assert finished.completed_at >= finished.created_at
     assert finished.seed == 3  # an extension
     assert finished.num_inference_steps == 2
+
+
+def as_clip(frames: Any) -> torch.Tensor:
+    """uint8 [T, H, W, 3] as the judge takes it: [3, T, H, W] in [-1, 1]."""
+    return torch.from_numpy(frames.copy()).permute(3, 0, 1, 2) / 127.5 - 1
+
+
+def test_the_clip_that_arrives_is_the_clip_that_was_asked_for(
+    client: OpenAI, tmp_path: Path
+) -> None:
+    """Size, frames and rate by ffmpeg's word; colour, shape and motion by the judge's."""
+    scene = world.all_held_out_scenes()[3]
+    video = client.videos.create(
+        prompt=world.canonical_caption(scene), size=cast(Any, "64x64"), extra_body={"seed": 5}
+    )
+    assert client.videos.poll(video.id).status == "completed"
+    path = tmp_path / "clip.mp4"
+    client.videos.download_content(video.id).write_to_file(path)
+    stream = probe.video(path)
+    assert (stream.codec, stream.width, stream.height, stream.fps) == ("h264", 64, 64, 8.0)
+    frames = probe.decode(path)
+    assert frames.shape == (9, 64, 64, 3)
+    assert classify(as_clip(frames)) == scene
+
+
+def test_the_picture_that_arrives_is_the_picture_that_was_asked_for(
+    client: OpenAI, tmp_path: Path
+) -> None:
+    scene = world.all_held_out_scenes()[7]
+    made = client.images.generate(
+        prompt=world.canonical_caption(scene),
+        response_format="b64_json",
+        extra_body={"seed": 6},
+    )
+    assert made.data is not None
+    with Image.open(io.BytesIO(base64.b64decode(str(made.data[0].b64_json)))) as picture:
+        assert (picture.format, picture.size) == ("PNG", (64, 64))
+        judged = classify(as_clip(np.asarray(picture)[None]))
+    assert judged._replace(motion=scene.motion) == scene  # one frame does not move
 
 
 def test_download_content(client: OpenAI, finished: Any) -> None:
