@@ -6,13 +6,14 @@ top-down: take the message, answer finished plans, then keep every worker group 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
 from safelight.config import SchedulingConfig
 from safelight.request import Event, SampleSpec
+from safelight.scheduler import forecast
 from safelight.scheduler.batch import PLANS_AHEAD, Batcher, Group, Pending
 from safelight.scheduler.cost import CostModel
 from safelight.scheduler.table import Entry
@@ -125,7 +126,9 @@ class Core:
         for group in self.groups.values():
             group.dirty = True
         if added:
-            self._tell(m.Progress(samples=tuple(self._progress(e, now) for e in added)))
+            groups, fresh = self.groups.values(), self._batcher.fresh
+            waiting = (forecast.of_waiting(entry, fresh, groups, self.cost) for entry in added)
+            self._tell(m.Progress(samples=tuple(waiting)))
             self._tell_load()
 
     def _is_new(self, spec: SampleSpec) -> bool:
@@ -279,7 +282,7 @@ class Core:
         self, group: Group, pending: Pending, report: m.Report, moved: list[Entry], now: float
     ) -> None:
         if moved:
-            self._tell(m.Progress(samples=self._running_progress(moved)))
+            self._tell(m.Progress(samples=forecast.of_running(moved, self.cost)))
         self._tell(
             m.PlanDone(
                 group=group.index,
@@ -378,55 +381,7 @@ class Core:
         self._out.append(ToManager(message))
 
     def _tell_load(self) -> None:
-        ready = max(1, sum(group.ready for group in self.groups.values()))
-        # A sum over all entries: only when samples come or go, never per step.
-        backlog = sum(entry.work for entry in self.entries.values()) / ready
-        self._tell(m.Load(unfinished=len(self.entries), backlog=backlog * self._efficiency()))
-
-    def _efficiency(self) -> float:
-        """Seconds a sample-step costs in the running batches, over what it costs alone."""
-        for group in self.groups.values():
-            if group.running:
-                tokens, size = group.running[0].spec.tokens, len(group.running)
-                alone = self.cost.predict("step", tokens) * size
-                return min(1.0, self.cost.predict("step", tokens, size) / alone)
-        return 1.0
-
-    def _running_progress(self, entries: list[Entry]) -> tuple[m.SampleProgress, ...]:
-        """Progress of samples that were in one plan (so of one size and batch)."""
-        tokens, size = entries[0].spec.tokens, len(entries)
-        step = self.cost.predict("step", tokens, size)
-        decode = self.cost.predict("decode", tokens)
-        return tuple(
-            m.SampleProgress(
-                sample=e.spec.id,
-                attempt=e.spec.attempt,
-                state=e.state,
-                step=(done := e.steps_done),
-                steps=e.steps,
-                eta=(e.steps - done) * step + decode,
-                position=0,
-            )
-            for e in entries
-        )
-
-    def _progress(self, entry: Entry, now: float) -> m.SampleProgress:
-        """Progress of a sample that waits: who is served before it, and for how long."""
-        position = self._batcher.fresh.position(entry) if entry in self._batcher.fresh else 0
-        ahead = self._work_of(self._batcher.fresh.head(min(position, 64)))
-        ahead += self._work_of(e for g in self.groups.values() for e in g.running)
-        return m.SampleProgress(
-            sample=entry.spec.id,
-            attempt=entry.spec.attempt,
-            state=entry.state,
-            step=entry.steps_done,
-            steps=entry.steps,
-            eta=ahead * self._efficiency() + entry.work,
-            position=position,
-        )
-
-    def _work_of(self, entries: Iterable[Entry]) -> float:
-        return sum(entry.work for entry in entries)
+        self._tell(forecast.load(self.entries.values(), self.groups.values(), self.cost))
 
 
 def _with_release(plan: m.Plan, release: tuple[str, ...]) -> m.Plan:
