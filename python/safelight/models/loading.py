@@ -25,7 +25,7 @@ def device_of(config: ModelConfig) -> torch.device:
 
 
 def dtypes_of(config: ModelConfig, device: torch.device) -> dict[str, torch.dtype]:
-    """Precision by pipeline component, as `from_pretrained(torch_dtype=...)` takes it."""
+    """Precision by pipeline component, as `from_pretrained(dtype=...)` takes it."""
     transformer = _dtype(
         config.dit_precision, torch.bfloat16 if device.type == "cuda" else torch.float32
     )

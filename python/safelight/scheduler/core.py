@@ -193,7 +193,7 @@ class Core:
         if group is None or message.rank in group.pids:
             if group is not None:
                 # The same process says hello again when a new scheduler was announced to it.
-                self._lose(group, now, crashed=group.pids[message.rank] != message.pid)
+                self._lose(group, crashed=group.pids[message.rank] != message.pid)
             group = self.groups[message.group] = Group(message.group, message.world_size)
         group.pids[message.rank] = message.pid
         for timing in message.timings if message.rank == 0 else ():
@@ -205,10 +205,10 @@ class Core:
     def lost(self, index: int, now: float) -> list[Command]:
         """The ranks of group `index` are gone; what they held starts again."""
         if (group := self.groups.pop(index, None)) is not None:
-            self._lose(group, now, crashed=True)
+            self._lose(group, crashed=True)
         return self._finish(now)
 
-    def _lose(self, group: Group, now: float, *, crashed: bool) -> None:
+    def _lose(self, group: Group, *, crashed: bool) -> None:
         # Only what was running can have ended the ranks; what waited or was written cannot.
         for entry in group.pending[0].entries if crashed and group.pending else ():
             entry.losses += 1
@@ -246,11 +246,11 @@ class Core:
         while group.pending and not group.pending[0].missing:
             ended = group.pending.popleft()
             if ended.report is not None:
-                self._account(group, ended, ended.report, now)
+                self._account(group, ended, ended.report)
             if group.pending:  # it begins now; the wait behind the last plan was not its own
                 group.pending[0].sent = now
 
-    def _account(self, group: Group, pending: Pending, report: m.Report, now: float) -> None:
+    def _account(self, group: Group, pending: Pending, report: m.Report) -> None:
         """Rank 0 executed a plan: move its samples on."""
         if pending.op == "drop":
             return
@@ -276,10 +276,10 @@ class Core:
             tokens = pending.entries[0].spec.tokens
             seconds = report.finished - report.started
             self.cost.observe(pending.op, tokens, len(pending.entries), seconds)
-        self._tell_done(group, pending, report, moved, now)
+        self._tell_done(group, pending, report, moved)
 
     def _tell_done(
-        self, group: Group, pending: Pending, report: m.Report, moved: list[Entry], now: float
+        self, group: Group, pending: Pending, report: m.Report, moved: list[Entry]
     ) -> None:
         if moved:
             self._tell(m.Progress(samples=forecast.of_running(moved, self.cost)))

@@ -291,6 +291,26 @@ def test_a_manager_that_attaches_hears_the_state() -> None:
     assert load.backlog > 0
 
 
+def test_those_who_wait_are_told_their_place_and_a_longer_wait_for_a_later_one() -> None:
+    world = World.create()
+    world.core.groups.clear()  # nobody serves
+    world.submit(*(spec(f"a.{i}", steps=5) for i in range(4)))
+    (told,) = [t for t in world.told if isinstance(t, m.Progress)]
+    assert [p.position for p in told.samples] == [0, 1, 2, 3]
+    etas = [p.eta for p in told.samples]
+    assert etas == sorted(set(etas))
+    assert etas[3] > 3 * etas[0]
+
+
+def test_eta_of_a_running_sample_falls_to_nothing() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=10))
+    world.run()
+    etas = [p.eta for t in world.told if isinstance(t, m.Progress) for p in t.samples if p.step]
+    assert etas == sorted(etas, reverse=True)
+    assert etas[0] > 5 * etas[-1] > 0
+
+
 def test_the_same_submit_twice_is_one_job() -> None:
     world = World.create()
     world.submit(spec("a.0"))
