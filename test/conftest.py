@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from fakes.ranks import RankPool
     from fakes.server import Server
 
 
@@ -27,3 +28,21 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
     with serving(tmp_path_factory.mktemp("live") / "data") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    """Two real rank processes over gloo."""
+    from fakes.ranks import pool
+
+    with pool(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[RankPool]:
+    """Four real rank processes over gloo."""
+    from fakes.ranks import pool
+
+    with pool(4) as ranks:
+        yield ranks

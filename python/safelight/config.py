@@ -52,9 +52,84 @@ class ModelConfig(_Section, frozen=True):
         int,
         Meta(ge=0, le=1024, description="Torch threads of a rank on the CPU; 0 uses every core."),
     ] = 0
+    text_encoder_cpu_offload: Annotated[
+        bool,
+        Meta(description="Keep text encoders in host memory, and on the GPU only what runs."),
+    ] = False
     prompt_cache_entries: Annotated[
         int, Meta(ge=0, le=1_000_000, description="Prompt embeddings kept, by content hash.")
     ] = 256
+
+
+class ParallelConfig(_Section, frozen=True):
+    """How many devices, and what each of them does."""
+
+    num_gpus: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Devices, or with --device cpu rank processes; by default as many as the "
+            "degrees multiply to.",
+        ),
+    ] = None
+    gpu_ids: Annotated[
+        str | None,
+        Meta(description="CUDA devices to use, as 0,2,3; by default CUDA_VISIBLE_DEVICES, or all."),
+    ] = None
+    dp_size: Annotated[
+        int | None,
+        Meta(ge=1, le=1024, description="Replicas of the model; samples go to the least loaded."),
+    ] = None
+    enable_cfg_parallel: Annotated[bool, Meta(description="The same as --cfg-parallel-size 2.")] = (
+        False
+    )
+    cfg_parallel_size: Annotated[
+        int | None,
+        Meta(ge=1, le=2, description="2: conditional and unconditional halves on different ranks."),
+    ] = None
+    sp_degree: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Ranks that share one sequence: ulysses × ring.",
+            extra={"aliases": ("sp_size",)},
+        ),
+    ] = None
+    ulysses_degree: Annotated[
+        int | None,
+        Meta(ge=1, le=1024, description="Ranks that exchange heads for sequence (all-to-all)."),
+    ] = None
+    ring_degree: Annotated[
+        int | None,
+        Meta(ge=1, le=1024, description="Ranks around which keys and values travel."),
+    ] = None
+    tp_size: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Ranks that share a text encoder's weights (tensor parallel).",
+        ),
+    ] = 1
+    vae_parallel: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="Split the VAE's work over the ranks; auto: when latents are large."),
+    ] = "auto"
+    sequence_parallel_backend: Annotated[
+        Literal["diffusers", "xfuser"],
+        Meta(description="Whose sequence-parallel attention; xfuser needs CUDA and its package."),
+    ] = "diffusers"
+    collective_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=86_400,
+            description="Seconds a rank waits for another in a collective before the group is "
+            "started again.",
+        ),
+    ] = 120.0
 
 
 class SchedulingConfig(_Section, frozen=True):
@@ -136,6 +211,7 @@ class EngineConfig(_Section, frozen=True):
     """Everything that is fixed when the engine starts."""
 
     model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
     server: ServerConfig = ServerConfig()
     storage: StorageConfig = StorageConfig()
@@ -158,6 +234,7 @@ class EngineConfig(_Section, frozen=True):
 
 SECTIONS: Mapping[str, type[_Section]] = {
     "model": ModelConfig,
+    "parallel": ParallelConfig,
     "scheduling": SchedulingConfig,
     "server": ServerConfig,
     "storage": StorageConfig,
@@ -173,6 +250,7 @@ def engine_fields() -> dict[str, fields.Field]:
 def build(values: Mapping[str, Any], *, strict: bool = True) -> EngineConfig:
     """The tree from flat `values`. Raises `ConfigError` naming the wrong or unknown key."""
     known = engine_fields()
+    values = fields.canonical(values, known.values())
     fields.refuse_unknown(values, known, what="setting", error=ConfigError)
     sections = {
         name: fields.convert(
@@ -191,7 +269,13 @@ def from_environment(
 ) -> dict[str, str]:
     """The values of `SAFELIGHT_<NAME>` variables for the fields in `names`."""
     environ = os.environ if environ is None else environ
-    return {f.name: environ[f.variable] for f in names.values() if f.variable in environ}
+    found = {
+        name: environ[fields.variable(name)]
+        for field in names.values()
+        for name in (field.name, *field.aliases)
+        if fields.variable(name) in environ
+    }
+    return fields.canonical(found, names.values())
 
 
 def read_file(path: Path) -> dict[str, Any]:

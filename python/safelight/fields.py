@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from safelight.errors import InvalidRequest, SafelightError, UnknownField
+from safelight.errors import ConfigError, InvalidRequest, SafelightError, UnknownField
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -36,21 +36,52 @@ class Field:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return flag(self.name)
 
     @property
     def variable(self) -> str:
-        return "SAFELIGHT_" + self.name.upper()
+        return variable(self.name)
 
     @property
     def help(self) -> str:
         return self.meta.description or ""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names of the same field, as underscored keys; declared in `Meta(extra=...)`."""
+        return tuple((self.meta.extra or {}).get("aliases", ()))
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a name."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment's spelling of a name."""
+    return "SAFELIGHT_" + name.upper()
 
 
 def declared(struct: type[msgspec.Struct]) -> tuple[Field, ...]:
     """The fields of `struct`, in order, with their metadata."""
     hints = typing.get_type_hints(struct, include_extras=True)
     return tuple(_field(info, hints[info.name]) for info in msgspec.structs.fields(struct))
+
+
+def canonical(values: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
+    """`values` with aliases replaced by the names of the fields they mean.
+
+    Raises `ConfigError` if a field is given under two names with two values.
+    """
+    names = {alias: field.name for field in fields for alias in field.aliases}
+    result = {key: value for key, value in values.items() if key not in names}
+    for alias, value in values.items():
+        if alias not in names:
+            continue
+        name = names[alias]
+        if result.setdefault(name, value) != value:
+            raise ConfigError(f"'{alias}' and '{name}' are the same setting and disagree.")
+    return result
 
 
 def _field(info: msgspec.structs.FieldInfo, hint: Any) -> Field:

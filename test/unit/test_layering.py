@@ -41,6 +41,7 @@ LIGHT = (
     "safelight.scheduler.process",
     "safelight.output.process",
     "safelight.launch.supervisor",
+    "safelight.parallel.layout",
     "safelight.engine",
     "safelight.cli.app",
     "safelight.cli.serve",

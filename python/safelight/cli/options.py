@@ -22,7 +22,7 @@ import typer
 
 from safelight import config
 from safelight.errors import ConfigError
-from safelight.fields import Field, declared, unknown
+from safelight.fields import Field, canonical, declared, flag, unknown, variable
 from safelight.request import Sampling
 
 Layer = Mapping[str, Any]
@@ -109,7 +109,7 @@ def command(
 
 def _annotation(field: Field, panel: Panel) -> Any:
     """Numbers stay text here: `resolve_config` reads every source with the same errors."""
-    flags = [field.flag, *_ALIASES.get(field.name, ())]
+    flags = [field.flag, *map(flag, field.aliases), *_ALIASES.get(field.name, ())]
     hint: Any = str | None
     metavar: str | None = metavar_of(field.type)
     if _plain(field.type) is bool:
@@ -186,7 +186,7 @@ def resolve_config(
 
 
 def _file_layer(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
-    values = config.read_file(path)
+    values = canonical(config.read_file(path), fields.values())
     for name in values:
         if name not in fields:
             raise ConfigError(f"{path}: {unknown(name, sorted(fields), what='setting')}")
@@ -240,7 +240,8 @@ def unknown_variables(
 ) -> list[str]:
     """A sentence for each `SAFELIGHT_*` variable that no field has, naming the nearest."""
     environ = os.environ if environ is None else environ
-    known = {field.variable for field in fields.values()}
+    names = (name for field in fields.values() for name in (field.name, *field.aliases))
+    known = set(map(variable, names))
     return [
         unknown(name, sorted(known), what="environment variable")
         for name in sorted(environ)
