@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 OUTPUTS := outputs
 
-.PHONY: demo serve test check format docs bench clean
+.PHONY: demo serve test check format docs parity bench clean
 
 demo: $(STAMP)
 	$(BIN)/safelight generate --prompt "a red circle moving left on a black background" \
@@ -33,6 +33,10 @@ docs: $(STAMP)
 	cd test && ../$(BIN)/python -m tools.state_diagram --write
 	cd test && ../$(BIN)/python -m tools.config_reference --write
 	cd test && ../$(BIN)/python -m tools.module_list --write
+
+# The tables of docs/numerics.md that compare many ranks with one; starts rank processes.
+parity: $(STAMP)
+	cd test && OMP_NUM_THREADS=1 ../$(BIN)/python -m tools.parity --write
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmark

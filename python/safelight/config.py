@@ -61,16 +61,18 @@ class ModelConfig(_Section, frozen=True):
     ] = 256
 
 
+Degree = Annotated[int, Meta(ge=1, le=1024)]
+"""Bounds of an optional number stand inside: msgspec has none for `int | None`."""
+
+
 class ParallelConfig(_Section, frozen=True):
     """How many devices, and what each of them does."""
 
     num_gpus: Annotated[
-        int | None,
+        Degree | None,
         Meta(
-            ge=1,
-            le=1024,
             description="Devices, or with --device cpu rank processes; by default as many as the "
-            "degrees multiply to.",
+            "degrees multiply to."
         ),
     ] = None
     gpu_ids: Annotated[
@@ -78,32 +80,27 @@ class ParallelConfig(_Section, frozen=True):
         Meta(description="CUDA devices to use, as 0,2,3; by default CUDA_VISIBLE_DEVICES, or all."),
     ] = None
     dp_size: Annotated[
-        int | None,
-        Meta(ge=1, le=1024, description="Replicas of the model; samples go to the least loaded."),
+        Degree | None, Meta(description="Replicas of the model; samples go to the least loaded.")
     ] = None
     enable_cfg_parallel: Annotated[bool, Meta(description="The same as --cfg-parallel-size 2.")] = (
         False
     )
     cfg_parallel_size: Annotated[
-        int | None,
-        Meta(ge=1, le=2, description="2: conditional and unconditional halves on different ranks."),
+        Annotated[int, Meta(ge=1, le=2)] | None,
+        Meta(description="2: conditional and unconditional halves on different ranks."),
     ] = None
     sp_degree: Annotated[
-        int | None,
+        Degree | None,
         Meta(
-            ge=1,
-            le=1024,
             description="Ranks that share one sequence: ulysses × ring.",
             extra={"aliases": ("sp_size",)},
         ),
     ] = None
     ulysses_degree: Annotated[
-        int | None,
-        Meta(ge=1, le=1024, description="Ranks that exchange heads for sequence (all-to-all)."),
+        Degree | None, Meta(description="Ranks that exchange heads for sequence (all-to-all).")
     ] = None
     ring_degree: Annotated[
-        int | None,
-        Meta(ge=1, le=1024, description="Ranks around which keys and values travel."),
+        Degree | None, Meta(description="Ranks around which keys and values travel.")
     ] = None
     tp_size: Annotated[
         int,
@@ -126,8 +123,7 @@ class ParallelConfig(_Section, frozen=True):
         Meta(
             gt=0,
             le=86_400,
-            description="Seconds a rank waits for another in a collective before the group is "
-            "started again.",
+            description="Seconds a rank waits for another before the group is started again.",
         ),
     ] = 120.0
 
@@ -261,7 +257,14 @@ def build(values: Mapping[str, Any], *, strict: bool = True) -> EngineConfig:
         )
         for name, section in SECTIONS.items()
     }
-    return EngineConfig(**cast(Any, sections))
+    config = EngineConfig(**cast(Any, sections))
+    if config.model.text_encoder_cpu_offload and config.parallel.tp_size > 1:
+        raise ConfigError(
+            "--text-encoder-cpu-offload and --tp-size are two ways to the same end: an encoder is "
+            "kept in host memory, or shared out over the GPUs. Give one of them.",
+            param="tp_size",
+        )
+    return config
 
 
 def from_environment(

@@ -34,7 +34,7 @@ from safelight.manager.manager import RequestManager
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_card
 from safelight.request import GenerationRequest, MediaFormat, Task
-from safelight.wire.messages import PlanDone
+from safelight.wire.messages import GroupStatus, PlanDone
 
 T = TypeVar("T")
 
@@ -188,6 +188,10 @@ class Engine:
         paths = None if destinations is None else [Path(p).absolute() for p in destinations]
         self._call(self._jobs.submit(request, destinations=paths))
         return Job(self, request)
+
+    def groups(self) -> tuple[GroupStatus, ...]:
+        """The worker groups and their ranks: device, memory, whether they serve."""
+        return self._jobs.groups
 
     def close(self) -> None:
         """Stop everything; unfinished jobs are dropped. Safe to call twice."""

@@ -9,7 +9,10 @@ nearest valid name for one that is not known.
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 @dataclass(frozen=True)
 class Field:
-    """One declared field. `type` is without its `Annotated` wrapper."""
+    """One declared field. `type` is without `Annotated` wrappers, `meta` is what was on them."""
 
     name: str
     type: Any
@@ -85,11 +88,28 @@ def canonical(values: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, A
 
 
 def _field(info: msgspec.structs.FieldInfo, hint: Any) -> Field:
-    meta = msgspec.Meta()
-    if typing.get_origin(hint) is Annotated:
-        hint, *extras = typing.get_args(hint)
-        meta = next((e for e in extras if isinstance(e, msgspec.Meta)), meta)
-    return Field(info.name, hint, meta, info.default, info.required)
+    plain, meta = _taken_apart(hint)
+    if typing.get_origin(plain) in (typing.Union, types.UnionType):
+        # Bounds of an optional number stand inside.
+        parts = [_taken_apart(part) for part in typing.get_args(plain)]
+        plain = functools.reduce(operator.or_, (part for part, _ in parts))
+        for _, inner in parts:
+            meta = _merged(meta, inner)
+    return Field(info.name, plain, meta, info.default, info.required)
+
+
+def _taken_apart(hint: Any) -> tuple[Any, msgspec.Meta]:
+    """A type without its `Annotated` wrapper, and the metadata that was on it."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, msgspec.Meta()
+    plain, *extras = typing.get_args(hint)
+    return plain, next((e for e in extras if isinstance(e, msgspec.Meta)), msgspec.Meta())
+
+
+def _merged(outer: msgspec.Meta, inner: msgspec.Meta) -> msgspec.Meta:
+    names = ("gt", "ge", "lt", "le", "description", "extra")
+    values = {n: getattr(inner if getattr(outer, n) is None else outer, n) for n in names}
+    return msgspec.Meta(**values)
 
 
 def convert(

@@ -17,7 +17,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["fakes.ranks_preload"]
+PRELOAD = ["safelight.models.wan.adapter", "safelight.models.registry"]
+"""Installed modules only: the fork server does not know where the tests are, and ignores what it
+cannot import."""
 TIMEOUT = 20.0
 """Seconds a rank waits in a collective: a divergence fails instead of hanging."""
 
@@ -98,13 +100,7 @@ def _serve(pipe: Connection, rank: int, size: int, rendezvous: str, timeout: flo
     from safelight.parallel import mesh
 
     torch.set_num_threads(1)
-    mesh.join(
-        torch.device("cpu"),
-        timeout,
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=size,
-    )
+    mesh.join(torch.device("cpu"), rendezvous, rank, size, timeout)
     while True:
         try:
             function, arguments = pipe.recv()

@@ -1,16 +1,20 @@
-"""A simulated world for the scheduler core: ranks that take predicted time, a clock that jumps."""
+"""A simulated world for the scheduler core: ranks that take predicted time, a clock that jumps.
+
+Every rank of a group works through the plans it is sent, in order, by itself: with `delay` they
+answer at different times. A supervisor ends groups that are said to hang and starts them again.
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from safelight.config import SchedulingConfig
 from safelight.request import Delivery, SampleSpec, Sampling
-from safelight.scheduler.core import Command, Core, ToGroup, ToManager
+from safelight.scheduler.core import Command, Core, ToGroup, ToManager, ToSupervisor
 from safelight.wire import messages as m
 
 STEP_TIMEOUT = 600.0
@@ -46,6 +50,20 @@ def seconds(op: str, tokens: int, batch: int) -> float:
     return fixed + slope * tokens * batch
 
 
+@dataclass(eq=False)
+class Rank:
+    """One process that executes plans."""
+
+    group: int
+    rank: int
+    held: set[str] = field(default_factory=set)
+    units: Counter[str] = field(default_factory=Counter)
+    """Units executed by sample."""
+    plans: deque[m.Plan] = field(default_factory=deque)
+    busy: bool = False
+    alive: bool = True
+
+
 @dataclass
 class World:
     """A core, one or more simulated groups, and a record of everything that happened."""
@@ -54,9 +72,19 @@ class World:
     world_size: int = 1
     now: float = 0.0
     fail: set[tuple[str, int]] = field(default_factory=set)
-    """(sample, unit) that shall fail; unit 0 is the encode."""
+    """(sample, unit) that shall fail on all ranks; unit 0 is the encode."""
+    fail_alone: set[tuple[str, int, int]] = field(default_factory=set)
+    """(sample, unit, rank) that shall fail on this rank."""
+    hang: set[tuple[int, int]] = field(default_factory=set)
+    """(group, rank) that answers nothing, as long as it lives."""
+    delay: Callable[[], float] = lambda: 0.0
+    """Seconds a rank takes longer than predicted."""
+    restart: float = 1.0
+    """Seconds until a group that was said to hang is back."""
     log: list[m.ToRank] = field(default_factory=list)
+    """Plans as they are begun."""
     told: list[m.FromScheduler] = field(default_factory=list)
+    hung: list[m.Hung] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
     units: Counter[str] = field(default_factory=Counter)
     """Units executed by sample."""
@@ -65,12 +93,18 @@ class World:
 
     def __post_init__(self) -> None:
         self.not_held: list[str] = []
-        self._queues: dict[int, list[m.ToRank]] = defaultdict(list)
-        self._busy: dict[int, bool] = defaultdict(bool)
+        self.logs: dict[int, list[m.ToRank]] = defaultdict(list)
+        """Plans as they are begun, by group."""
+        self.served: Counter[int] = Counter()
+        """Seconds of work by group."""
+        self.ranks: dict[int, list[Rank]] = defaultdict(list)
+        """Those that live, by group."""
+        self._claims: dict[int, set[str]] = defaultdict(set)
+        """Samples the group was given and was not told to forget."""
+        self._condemned: set[int] = set()
         self._events: list[tuple[float, int, object]] = []
         self._count = itertools.count()
         self._tokens: dict[str, int] = {}
-        self.held: dict[int, set[str]] = defaultdict(set)
 
     @classmethod
     def create(cls, world_size: int = 1, groups: int = 1, **config: object) -> World:
@@ -80,21 +114,52 @@ class World:
             world.hello(group)
         return world
 
+    @property
+    def held(self) -> dict[int, set[str]]:
+        """Samples that rank 0 of each group holds."""
+        return {group: ranks[0].held if ranks else set() for group, ranks in self.ranks.items()}
+
+    # ------------------------------------------------------------------------- what happens to it
+
     def hello(self, group: int = 0) -> None:
-        self._queues[group].clear()
-        self._busy[group] = False
-        self.held[group].clear()
+        """All ranks of the group are there, and hold nothing."""
+        self._end_ranks(group)
+        self._condemned.discard(group)
         for rank in range(self.world_size):
-            self.send(
-                m.RankHello(
-                    group=group,
-                    rank=rank,
-                    world_size=self.world_size,
-                    pid=1,
-                    load_seconds=0.0,
-                    peak_memory=0,
-                )
+            self.join(group, rank)
+
+    def join(self, group: int, rank: int) -> None:
+        """One rank of a group that is being started is there."""
+        self.ranks[group].append(Rank(group, rank))
+        self.send(
+            m.RankHello(
+                group=group,
+                rank=rank,
+                world_size=self.world_size,
+                pid=1 + rank,
+                load_seconds=0.5,
+                peak_memory=1000,
+                weights={"transformer": 100 + rank},
+                device=f"cpu:{rank}",
             )
+        )
+
+    def lose(self, group: int = 0) -> None:
+        """The group's ranks die with what they hold, and are back at once."""
+        self.down(group)
+        self.hello(group)
+
+    def down(self, group: int = 0) -> None:
+        """The group's ranks die with what they hold."""
+        self._end_ranks(group)
+        self.hang = {one for one in self.hang if one[0] != group}
+        self._apply(self.core.lost(group, self.now))
+
+    def _end_ranks(self, group: int) -> None:
+        for rank in self.ranks[group]:
+            rank.alive = False
+        self.ranks[group] = []
+        self._claims[group].clear()
 
     def submit(self, *specs: SampleSpec) -> None:
         self._tokens.update({s.id: s.tokens for s in specs})
@@ -103,34 +168,46 @@ class World:
     def cancel(self, *names: str) -> None:
         self.send(m.Cancel(samples=names))
 
-    def lose(self, group: int = 0) -> None:
-        """The group's ranks die with what they hold, and are back at once."""
-        self._events = [
-            e for e in self._events if not (isinstance(e[2], tuple) and e[2][0] == group)
-        ]
-        heapq.heapify(self._events)
-        self._apply(self.core.lost(group, self.now))
-        self.hello(group)
-
     def at(self, delay: float, message: m.ToScheduler | Callable[[], None]) -> None:
         """Send `message`, or call it, `delay` seconds from now."""
         if isinstance(message, m.Submit):
             self._tokens.update({s.id: s.tokens for s in message.samples})
-        heapq.heappush(self._events, (self.now + delay, next(self._count), message))
+        self._push(delay, message)
+
+    def _push(self, delay: float, event: object) -> None:
+        heapq.heappush(self._events, (self.now + delay, next(self._count), event))
 
     def send(self, message: m.ToScheduler | m.FromRank) -> None:
         self._apply(self.core.handle(message, self.now))
+
+    # ----------------------------------------------------------------------- what it is told to do
 
     def _apply(self, commands: list[Command]) -> None:
         written: list[str] = []
         for command in commands:
             if isinstance(command, ToGroup):
-                self._queues[command.group].append(command.message)
-                self._start(command.group)
+                self._give(command.group, command.message)
             elif isinstance(command, ToManager):
                 self._hear(command.message, written)
+            elif isinstance(command, ToSupervisor):
+                self._supervise(command.message)
         if written and self.write:
             self.send(m.Written(samples=tuple(written)))
+
+    def _give(self, group: int, plan: m.ToRank) -> None:
+        """A plan for all ranks of a group. Nobody else may hold what it names."""
+        assert not isinstance(plan, m.Shutdown)
+        ranks, names = self.ranks[group], self.names(plan)
+        assert len(ranks) == self.world_size, f"group {group} is not ready"
+        assert group not in self._condemned, f"group {group} is about to be ended"
+        assert len(set(names)) == len(names), f"twice in one plan: {names}"
+        self._claims[group] -= set(plan.release)
+        self._claims[group] |= set(names)
+        for other, claims in self._claims.items():
+            assert other == group or claims.isdisjoint(names), f"in two groups: {names}"
+        for rank in ranks:
+            rank.plans.append(plan)
+            self._start(rank)
 
     def _hear(self, message: m.FromScheduler, written: list[str]) -> None:
         self.told.append(message)
@@ -148,17 +225,31 @@ class World:
         assert sample not in self.ended, f"{sample} ended twice: {self.ended[sample]}, {how}"
         self.ended[sample] = how
 
-    def _start(self, group: int) -> None:
-        if self._busy[group] or not self._queues[group]:
-            return
-        plan = self._queues[group].pop(0)
-        self._busy[group] = True
-        self.log.append(plan)
-        duration = self._duration(plan)
-        event = (self.now + duration, next(self._count), (group, plan, self.now))
-        heapq.heappush(self._events, event)
+    def _supervise(self, message: m.ToSupervisor) -> None:
+        """A group that hangs is ended soon, and comes back."""
+        assert isinstance(message, m.Hung)
+        self.hung.append(message)
+        group = int(message.process.removeprefix("workers-"))
+        if group not in self._condemned:
+            self._condemned.add(group)
+            self.at(0.01, lambda: self.down(group))
+            self.at(0.01 + self.restart, lambda: self.hello(group))
 
-    def _duration(self, plan: m.ToRank) -> float:
+    # ---------------------------------------------------------------------------- what ranks do
+
+    def _start(self, rank: Rank) -> None:
+        if rank.busy or not rank.plans or (rank.group, rank.rank) in self.hang:
+            return
+        plan = rank.plans.popleft()
+        rank.busy = True
+        duration = self._duration(plan)
+        if rank.rank == 0:
+            self.log.append(plan)
+            self.logs[rank.group].append(plan)
+            self.served[rank.group] += duration
+        self._push(duration + self.delay(), (rank, plan, self.now))
+
+    def _duration(self, plan: m.Plan) -> float:
         names = self.names(plan)
         if not names:
             return 1e-4
@@ -170,11 +261,65 @@ class World:
             return tuple(s.id for s in plan.samples)
         return plan.samples if isinstance(plan, m.Step | m.Decode) else ()
 
+    def _answer(self, rank: Rank, plan: m.Plan, started: float) -> None:
+        if not rank.alive or (rank.group, rank.rank) in self.hang:
+            return
+        rank.held -= set(plan.release)
+        failures = self._execute(rank, plan)
+        rank.busy = False
+        self.send(
+            m.Report(
+                group=rank.group,
+                rank=rank.rank,
+                seq=plan.seq,
+                started=started,
+                finished=self.now,
+                failures=failures,
+                traffic={"ulysses.all_to_all": 10 + rank.rank},
+                peak_memory=2000 + rank.rank,
+            )
+        )
+        self._start(rank)
+
+    def _execute(self, rank: Rank, plan: m.Plan) -> tuple[m.SampleFailure, ...]:
+        failures = []
+        for name in self.names(plan):
+            if isinstance(plan, m.Encode):
+                rank.held.add(name)
+                rank.units[name] = 0
+            if name not in rank.held:  # it failed in the plan before, or the core is wrong
+                self.not_held.append(name)
+                failures.append(m.SampleFailure(sample=name, code="not_held", message=""))
+            elif self._fails(name, rank):
+                rank.held.discard(name)
+                failures.append(m.SampleFailure(sample=name, code="x", message="as told"))
+            else:
+                rank.units[name] += 1
+                self.units[name] += rank.rank == 0
+        return tuple(failures)
+
+    def _fails(self, name: str, rank: Rank) -> bool:
+        unit = rank.units[name]
+        return (name, unit) in self.fail or (name, unit, rank.rank) in self.fail_alone
+
+    # ------------------------------------------------------------------------------ how time goes
+
+    def _next(self) -> float:
+        """When something happens next; infinite if nothing will."""
+        event = self._events[0][0] if self._events else float("inf")
+        deadline = self.core.deadline()
+        return event if deadline is None else min(event, max(deadline, self.now))
+
     def turn(self) -> bool:
         """The next thing happens; False when nothing is left."""
-        if not self._events:
+        self.now, before = self._next(), self.now
+        if self.now == float("inf"):
+            self.now = before
             return False
-        self.now, _, event = heapq.heappop(self._events)
+        if not self._events or self.now < self._events[0][0]:
+            self._apply(self.core.tick(self.now))
+            return True
+        _, _, event = heapq.heappop(self._events)
         if isinstance(event, tuple):
             self._answer(*event)
         elif callable(event):
@@ -183,52 +328,15 @@ class World:
             self.send(event)  # type: ignore[arg-type]
         return True
 
-    def _answer(self, group: int, plan: m.ToRank, started: float) -> None:
-        self.held[group] -= set(plan.release)
-        names = self.names(plan)
-        assert len(set(names)) == len(names), f"twice in one plan: {names}"
-        failures = self._execute(group, plan, names)
-        self._busy[group] = False
-        for rank in range(self.world_size):
-            self.send(
-                m.Report(
-                    group=group,
-                    rank=rank,
-                    seq=plan.seq,
-                    started=started,
-                    finished=self.now,
-                    failures=failures if rank == 0 else (),
-                )
-            )
-        self._start(group)
-
-    def _execute(
-        self, group: int, plan: m.ToRank, names: tuple[str, ...]
-    ) -> tuple[m.SampleFailure, ...]:
-        failures = []
-        for name in names:
-            if isinstance(plan, m.Encode):
-                self.held[group].add(name)
-            if name not in self.held[group]:  # it failed in the plan before, or the core is wrong
-                self.not_held.append(name)
-                failures.append(m.SampleFailure(sample=name, code="not_held", message=""))
-            elif (name, self.units[name]) in self.fail:
-                self.held[group].discard(name)
-                failures.append(m.SampleFailure(sample=name, code="x", message="as told"))
-            else:
-                self.units[name] += 1
-        return tuple(failures)
-
     def run(self, until: float = float("inf"), turns: int = 1_000_000) -> None:
         """Let the world go on until nothing is left, or until then."""
         for _ in range(turns):
-            if not self._events or self._events[0][0] > until:
+            if self._next() > until or not self.turn():
                 return
-            self.turn()
         raise AssertionError("the world does not come to rest")
 
-    def run_until(self, condition: object) -> None:
-        while not condition():  # type: ignore[operator]
+    def run_until(self, condition: Callable[[], object]) -> None:
+        while not condition():
             assert self.turn(), "nothing is left to happen"
 
     @property

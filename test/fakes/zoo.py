@@ -32,7 +32,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_wan(directory: Path) -> Path:
+def tiny_wan(directory: Path, heads: int = 4) -> Path:
     """A Wan 2.1 text-to-video pipeline of about 0.6 MB: 8x in space, 4x in time."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
@@ -48,7 +48,7 @@ def tiny_wan(directory: Path) -> Path:
         )
     )
     transformer = WanTransformer3DModel(
-        num_attention_heads=4,
+        num_attention_heads=heads,
         attention_head_dim=12,
         in_channels=16,
         out_channels=16,

@@ -17,6 +17,16 @@ def main(name: str, text: Callable[[], str]) -> None:
         sys.stdout.write(text())
 
 
+def between(page: str, name: str, text: str) -> str:
+    """`page` with what stands between the marks of `name` replaced."""
+    begin, end = f"<!-- {name}: generated -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page has no marks of {name}")
+    return f"{before}{begin}\n{text}\n\n{end}{after}"
+
+
 def table(*rows: tuple[str, ...]) -> str:
     """A Markdown table; the first row is its heading."""
     heading, *body = rows

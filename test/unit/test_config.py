@@ -88,3 +88,15 @@ def test_the_model_name_is_the_last_part_of_its_path() -> None:
     assert config.build({}).model_name == "shapes"
     assert config.build({"model_path": "/models/Wan2.1"}).model_name == "Wan2.1"
     assert config.build({"served_model_name": "wan"}).model_name == "wan"
+
+
+def test_an_alias_is_the_same_setting() -> None:
+    assert config.build({"sp_size": 2}) == config.build({"sp_degree": 2})
+    assert config.build({"sp_size": 2, "sp_degree": 2}).parallel.sp_degree == 2
+    with pytest.raises(ConfigError, match="'sp_size' and 'sp_degree' are the same"):
+        config.build({"sp_size": 2, "sp_degree": 4})
+
+
+def test_an_alias_is_read_from_the_environment_too() -> None:
+    found = config.from_environment(config.engine_fields(), {"SAFELIGHT_SP_SIZE": "2"})
+    assert found == {"sp_degree": "2"}

@@ -16,6 +16,7 @@ from typer.exceptions import Abort, TyperException
 
 from safelight import config, fields
 from safelight.cli import options
+from safelight.cli.bench import BenchOptions
 from safelight.cli.doctor import DoctorOptions
 from safelight.cli.generate import INTERRUPTED, GenerateOptions
 from safelight.cli.options import Panel
@@ -28,6 +29,11 @@ _SETTINGS = {"help_option_names": ["-h", "--help"]}
 SERVE = options.engine_panels()
 GENERATE = [
     Panel("Output", fields.declared(GenerateOptions)),
+    options.sampling_panel(),
+    *options.engine_panels(),
+]
+BENCH = [
+    Panel("Bench", fields.declared(BenchOptions)),
     options.sampling_panel(),
     *options.engine_panels(),
 ]
@@ -67,6 +73,16 @@ def generate(config_file: Path | None, given: dict[str, Any]) -> int:
     return generate(_engine_config(engine), resolved.sampling, wanted)
 
 
+def bench(config_file: Path | None, given: dict[str, Any]) -> int:
+    """Make some samples and say how fast, and with --ranks what every rank did."""
+    from safelight.cli.bench import bench
+
+    resolved = _resolve(given, config_file, BENCH)
+    wanted = fields.convert(BenchOptions, resolved.rest, error=ConfigError)
+    engine = {"log_level": "warning", **resolved.engine}
+    return bench(_engine_config(engine), resolved.sampling, wanted)
+
+
 def doctor(config_file: Path | None, given: dict[str, Any]) -> int:
     """Check what this machine has, and say what to do about what it has not."""
     from safelight.cli.doctor import doctor
@@ -91,6 +107,7 @@ app.command("serve", context_settings=_SETTINGS)(options.command(serve, SERVE))
 app.command("generate", context_settings=_SETTINGS)(
     options.command(generate, GENERATE, arguments={"prompts": _PROMPTS})
 )
+app.command("bench", context_settings=_SETTINGS)(options.command(bench, BENCH))
 app.command("doctor", context_settings=_SETTINGS)(options.command(doctor, DOCTOR))
 app.command("version")(version)
 
@@ -98,7 +115,7 @@ app.command("version")(version)
 def _resolve(
     given: dict[str, Any], config_file: Path | None, panels: Sequence[Panel]
 ) -> options.Resolved:
-    everything = options.by_name([*GENERATE, *DOCTOR])
+    everything = options.by_name([*GENERATE, *BENCH, *DOCTOR])
     for warning in options.unknown_variables(everything):
         print(f"safelight: warning: {warning}", file=sys.stderr)
     return options.resolve_config(given, config_file, options.by_name(panels))

@@ -18,7 +18,8 @@ import msgspec
 import zmq
 
 from safelight.config import EngineConfig
-from safelight.errors import SafelightError
+from safelight.errors import ConfigError, SafelightError
+from safelight.parallel.layout import Layout, complete, fitting, refusals
 
 GIB = 2**30
 _LITTLE_MEMORY = 2 * GIB
@@ -68,6 +69,7 @@ def _libraries(config: EngineConfig) -> Iterator[Check]:
 def _surroundings(config: EngineConfig) -> Iterator[Check]:
     for check in (ipc, port, data_directory, disk, model):
         yield check(config)
+    yield from layouts(config)
 
 
 # ---------------------------------------------------------------------------------------- machine
@@ -285,3 +287,50 @@ def model(config: EngineConfig) -> Check:
     if not any(Path(card.path).rglob("*.safetensors")):
         return fail("model", f"{card.path} has no weights", "Fetch it again.")
     return ok("model", f"{card.name} ({card.family}) in {card.path}")
+
+
+def layouts(config: EngineConfig) -> Iterator[Check]:
+    """The layout that was asked for, and all that fit so many devices, with the memory of each."""
+    from safelight.models.registry import load_capabilities
+
+    total = config.parallel.num_gpus
+    try:
+        capabilities = load_capabilities(config)
+        layout = complete(config.parallel)
+    except ConfigError as failure:
+        yield fail("layout", failure.message, "Change the degrees as it says.")
+        return
+    reasons = refusals(layout, capabilities)
+    if reasons:
+        yield fail("layout", ". ".join(reasons), "Choose one of the layouts below.")
+    else:
+        yield ok("layout", f"{layout.flags()}: {memory_of(config, layout)}")
+    if total is None and layout.num_gpus == 1:
+        return
+    found = fitting(layout.num_gpus, capabilities)
+    for option in found:
+        yield ok("fits", f"{option.flags()}: {memory_of(config, option)}")
+    if not found:
+        advice = "Another --num-gpus may fit better: doctor --num-gpus N says."
+        yield warn("fits", f"no layout uses {layout.num_gpus} devices", advice)
+
+
+def memory_of(config: EngineConfig, layout: Layout) -> str:
+    """What each rank needs, for people."""
+    from safelight.models.footprint import footprint
+
+    need = footprint(config, layout, cuda=_on_cuda(config))
+    parts = ", ".join(f"{name} {_size(count)}" for name, count in need.weights.items())
+    return f"{_size(need.total)} a rank ({parts}, activations about {_size(need.activations)})"
+
+
+def _on_cuda(config: EngineConfig) -> bool:
+    if config.model.device != "auto":
+        return config.model.device == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

@@ -210,13 +210,20 @@ def _typed(value: Any, field: Field, label: Label) -> Any:
     if is_list(field.type) and isinstance(value, str):
         value = [value]
     try:
-        return msgspec.convert(value, Annotated[field.type, field.meta], strict=False)
+        return msgspec.convert(value, _annotated(field), strict=False)
     except msgspec.ValidationError as failure:
         reason = str(failure)
         raise ConfigError(
             f"{label(field)}: {reason[0].lower()}{reason[1:]}: {value!r:.80}.",
             param=field.name,
         ) from failure
+
+
+def _annotated(field: Field) -> Any:
+    """The field's type with its bounds, where they are allowed: not around `| None`."""
+    if isinstance(field.type, types.UnionType):
+        return Annotated[_plain(field.type), field.meta] | None
+    return Annotated[field.type, field.meta]
 
 
 def _read_size(size: str, label: str) -> tuple[int, int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from fastapi import APIRouter
 
 from safelight.entrypoint import schema
 from safelight.entrypoint.context import Card, Manager
 from safelight.errors import Unavailable
+from safelight.wire.messages import GroupStatus
 
 router = APIRouter(tags=["ops"], responses=schema.ERRORS)
 described = APIRouter(tags=["ops"], responses=schema.ERRORS)
@@ -21,7 +25,8 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready")
 @router.get("/health", include_in_schema=False)
 async def ready(manager: Manager) -> dict[str, object]:
-    """A worker group serves; 503 with the reason until then. Also how busy it is."""
+    """A worker group serves; 503 with the reason until then. Also how busy it is, and of every rank
+    of every group the device, the weights and the peak memory in bytes."""
     if not manager.ready:
         raise Unavailable(f"Not ready: {manager.readiness}.", code="not_ready")
     return {
@@ -29,7 +34,16 @@ async def ready(manager: Manager) -> dict[str, object]:
         "detail": manager.readiness,
         "unfinished": manager.load.unfinished,
         "backlog_seconds": round(manager.load.backlog, 3),
+        "groups": [_figures(group) for group in manager.groups],
     }
+
+
+def _figures(group: GroupStatus) -> dict[str, Any]:
+    """What may be told without a key: process ids are nobody's business."""
+    figures = msgspec.to_builtins(group)
+    for rank in figures["ranks"]:
+        del rank["pid"]
+    return dict(figures)
 
 
 @described.get("/model_info")

@@ -1,7 +1,8 @@
 """A worker group: torchrun, started so that it dies with the supervisor.
 
-This module is run as a process. It is torchrun (`torch.distributed.run`) with two things added: the
-death signal, and a private log directory.
+This module is run as a process. It is torchrun (`torch.distributed.run`) with three things added:
+the death signal, a private log directory, and a rendezvous in files. torchrun's own would listen on
+every interface of the host, and unpickle what it is sent there.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from safelight.wire.child import arguments
 def command(run_dir: Path, ranks: int) -> list[str]:
     """torchrun's own arguments for a group of `ranks` on this host."""
     return [
-        "--standalone",  # a free rendezvous port on the loopback interface
         "--nnodes=1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={rendezvous(run_dir) / 'agent'}",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-id={os.getpid()}",
         f"--nproc-per-node={ranks}",
         "--max-restarts=0",  # the supervisor restarts, so that it is counted in one place
         "--monitor-interval=0.5",
@@ -29,8 +33,18 @@ def command(run_dir: Path, ranks: int) -> list[str]:
     ]
 
 
+def rendezvous(run_dir: Path) -> Path:
+    """The directory, of this start of this group alone, in whose files the ranks meet."""
+    return run_dir / f"rendezvous-{os.getpid()}"
+
+
 def main() -> None:
     run_dir = arguments("safelight.launch.ranks")
+    rendezvous(run_dir).mkdir()
+    os.environ["SAFELIGHT_RENDEZVOUS"] = str(rendezvous(run_dir) / "ranks")
+    # Without it the agent opens a TCP store for the ranks, which they do not use.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
@@ -39,6 +53,8 @@ def main() -> None:
     except ChildFailedError as failure:
         # The rank has said why; torchrun's report would bury it.
         sys.exit(f"a rank ended with exit code {failure.get_first_failure()[1].exitcode}")
+    except SignalException as signal:
+        sys.exit(128 + signal.sigval)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ import zmq
 from safelight import log
 from safelight.config import EngineConfig
 from safelight.errors import StartupFailed, WireError
+from safelight.launch.devices import visible_devices
 from safelight.launch.process import Janitor, Process, Program
+from safelight.parallel.layout import Layout, complete, threads
 from safelight.wire import codec, links
 from safelight.wire.child import write_config
 from safelight.wire.messages import FromSupervisor, Hung, PeerRestarted, Ready, Starting, Stop
@@ -36,19 +38,24 @@ OnStarting = Callable[[str, str], None]
 
 def programs(config: EngineConfig, *, http: bool) -> Iterator[Sequence[Program]]:
     """What runs, in the order of starting; the members of one stage start together."""
+    layout = complete(config.parallel)
     yield (Program("scheduler", "safelight.scheduler"), Program("output", "safelight.output"))
-    yield (_workers(0, config),)
+    devices = visible_devices(config, layout)
+    yield tuple(_workers(g, config, layout, visible) for g, visible in enumerate(devices))
     if http:
         yield (Program("entrypoint", "safelight.entrypoint"),)
 
 
-def _workers(group: int, config: EngineConfig) -> Program:
+def _workers(group: int, config: EngineConfig, layout: Layout, visible: str | None) -> Program:
     cores = len(os.sched_getaffinity(0))
-    threads = config.model.cpu_threads or cores
     environment = {
         "SAFELIGHT_GROUP": str(group),
-        "SAFELIGHT_RANKS": "1",
-        "OMP_NUM_THREADS": str(threads),
+        "SAFELIGHT_RANKS": str(layout.group_size),
+        "OMP_NUM_THREADS": str(threads(config.model.cpu_threads, cores, layout)),
+        **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
+        # All ranks are on this host: nobody listens anywhere else.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
         **_spinning(),
         **_ALLOCATOR,
         # What diffusers and transformers deprecate is ours to follow, not the user's to read.

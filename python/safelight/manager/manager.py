@@ -173,6 +173,11 @@ class RequestManager:
                 await self._channels.send(m.Redeliver(samples=lost))
 
     @property
+    def groups(self) -> tuple[m.GroupStatus, ...]:
+        """The newest status of every worker group that has reported, by index."""
+        return tuple(self._groups[index] for index in sorted(self._groups))
+
+    @property
     def ready(self) -> bool:
         """Whether a worker group serves."""
         return any(group.ready for group in self._groups.values())

@@ -32,6 +32,11 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         low = self.min + max(0, min(value, self.max) - self.min) // self.step * self.step
         return (low,) if low == value or low + self.step > self.max else (low, low + self.step)
 
+    def around(self, value: int, reach: int) -> range:
+        """The legal values at most `reach` steps from a legal one."""
+        first = max(self.min, value - reach * self.step)
+        return range(first, min(self.max, value + reach * self.step) + 1, self.step)
+
     def narrowed(self, low: int, high: int) -> Range:
         """The part of the range within [low, high], on the same grid."""
         first = self.min + max(0, math.ceil((low - self.min) / self.step)) * self.step
@@ -55,6 +60,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     patch: tuple[int, int, int]
     """Frames, rows and columns of pixels behind one transformer token (time as the VAE
     compresses it: the first frame stands alone)."""
+    shards: int = 1
+    """Ranks that share the tokens of one sample."""
+    even_shards: bool = False
+    """Whether they must get equally many."""
 
     def tokens(self, sampling: Sampling) -> int:
         """Transformer tokens of one forward of one sample: the cost model's unit."""
@@ -100,6 +109,33 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                 "smaller size.",
                 param="size",
             )
+        self._check_shards(sampling, tokens)
+
+    def _check_shards(self, sampling: Sampling, tokens: int) -> None:
+        """That the ranks can share the tokens as the layout wants them shared."""
+        if tokens >= self.shards and not (self.even_shards and tokens % self.shards):
+            return
+        how = "evenly " if self.even_shards else ""
+        near = " or ".join(f"{w}x{h}" for w, h in self._sizes_that_share(sampling))
+        raise InvalidRequest(
+            f"{sampling.width}x{sampling.height} with {sampling.num_frames} frames is {tokens} "
+            f"tokens, which {self.shards} ranks (--ulysses-degree × --ring-degree) cannot share "
+            f"{how}here. Nearest sizes that fit: {near or 'none; change num_frames'}.",
+            param="size",
+        )
+
+    def _sizes_that_share(self, sampling: Sampling) -> list[tuple[int, int]]:
+        """The legal sizes of as many frames nearest to the one asked for, at most three."""
+        reach = self.shards + 1
+        found = []
+        for width in self.width.around(sampling.width, reach):
+            for height in self.height.around(sampling.height, reach):
+                size = msgspec.structs.replace(sampling, width=width, height=height)
+                tokens = self.tokens(size)
+                if self.shards <= tokens <= self.max_tokens and tokens % self.shards == 0:
+                    distance = abs(width - sampling.width) + abs(height - sampling.height)
+                    found.append((distance, (width, height)))
+        return [size for _, size in sorted(found)[:3]]
 
 
 class CardOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

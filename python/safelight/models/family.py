@@ -50,6 +50,17 @@ class Family(Protocol):
         """
         ...
 
+    def decodes_together(self, sessions: Sequence[Any]) -> bool:
+        """Whether `decode` of these splits the work over the ranks: then all must call it.
+
+        Otherwise one rank does it alone.
+        """
+        ...
+
     def decode(self, sessions: Sequence[Any]) -> Sequence[Frames]:
         """Finished latents to frames, one array a session."""
+        ...
+
+    def weights(self) -> dict[str, int]:
+        """Bytes of weights on this rank, by component."""
         ...

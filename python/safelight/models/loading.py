@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from diffusers.hooks import apply_group_offloading
 
 from safelight.config import ModelConfig, Precision
 from safelight.errors import ConfigError
@@ -10,7 +14,7 @@ from safelight.errors import ConfigError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def device_of(config: ModelConfig) -> torch.device:
+def device_of(config: ModelConfig, local_rank: int = 0) -> torch.device:
     """The rank's device. Raises `ConfigError` if CUDA was asked for and is not there."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -21,7 +25,47 @@ def device_of(config: ModelConfig) -> torch.device:
     kind = config.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(kind)
+    if kind == "cpu":
+        return torch.device("cpu")
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"Rank {local_rank} has no GPU: torch sees {count}. Lower --num-gpus, or check "
+            "--gpu-ids and CUDA_VISIBLE_DEVICES.",
+            param="num_gpus",
+        )
+    # The first stays without its index: tensors of the one are then tensors of the other.
+    return torch.device("cuda", local_rank) if local_rank else torch.device("cuda")
+
+
+def place(components: Mapping[str, Any], config: ModelConfig, device: torch.device) -> None:
+    """Move a pipeline's modules to `device`.
+
+    With `text_encoder_cpu_offload` the text encoders stay in host memory, and each of their layers
+    is on the device while it runs (diffusers' group offloading). On the CPU there is nothing to do.
+    """
+    for name, module in components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        if config.text_encoder_cpu_offload and name.startswith("text_encoder"):
+            offload(module, device)
+        else:
+            module.to(device)
+
+
+def offload(module: torch.nn.Module, device: torch.device) -> None:
+    """Keep the weights in host memory, on `device` only what runs."""
+    if device.type == "cpu":
+        return
+    apply_group_offloading(module, onload_device=device, offload_type="leaf_level", use_stream=True)
+
+
+def weight_bytes(components: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of parameters and buffers on this rank, by component."""
+    return {
+        name: sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        for name, module in components.items()
+        if isinstance(module, torch.nn.Module)
+    }
 
 
 def dtypes_of(config: ModelConfig, device: torch.device) -> dict[str, torch.dtype]:

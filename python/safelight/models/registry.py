@@ -10,14 +10,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from safelight import fields
 from safelight.builtin import builtin_model
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError
 from safelight.models.card import CardOverrides, ModelCard
+from safelight.parallel.layout import Capabilities, check, complete
 
 if TYPE_CHECKING:
     from safelight.models.family import Family
+    from safelight.parallel.mesh import Mesh
 
 FAMILIES = {
     "WanPipeline": "safelight.models.wan",
@@ -73,19 +77,38 @@ def _family_package(directory: Path) -> str:
     return FAMILIES[name]
 
 
-def load_card(config: EngineConfig) -> ModelCard:
-    """The card of the configured model; reads JSON files only."""
+def load_capabilities(config: EngineConfig) -> Capabilities:
+    """What of the configured model can be shared out over ranks; reads JSON files only."""
     directory = model_directory(config.model.model_path)
     spec = importlib.import_module(_family_package(directory) + ".spec")
+    capabilities: Capabilities = spec.capabilities(directory)
+    return capabilities
+
+
+def load_card(config: EngineConfig) -> ModelCard:
+    """The card of the configured model in the configured layout; reads JSON files only.
+
+    Raises `ConfigError` if there is no such model, or it cannot run in that layout.
+    """
+    directory = model_directory(config.model.model_path)
+    spec = importlib.import_module(_family_package(directory) + ".spec")
+    layout = complete(config.parallel)
+    check(layout, spec.capabilities(directory))
     overrides = CardOverrides.read(directory)
     name = config.model_name if config.model.served_model_name else overrides.name
     card: ModelCard = spec.card(directory, name or config.model_name)
-    return overrides.apply(card)
+    card = overrides.apply(card)
+    return msgspec.structs.replace(card, shards=layout.sp, even_shards=layout.even)
 
 
-def load_family(config: EngineConfig) -> Family:
-    """The configured model, loaded on its device."""
+def load_family(config: EngineConfig, mesh: Mesh | None = None) -> Family:
+    """This rank's part of the configured model, on its device; without a mesh, the whole of it."""
+    if mesh is None:
+        from safelight.models.loading import device_of
+        from safelight.parallel.mesh import Mesh
+
+        mesh = Mesh.single(device_of(config.model))
     directory = model_directory(config.model.model_path)
     adapter = importlib.import_module(_family_package(directory) + ".adapter")
-    family: Family = adapter.load(directory, config.model)
+    family: Family = adapter.load(directory, config, mesh)
     return family

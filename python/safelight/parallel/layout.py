@@ -69,6 +69,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(parts)
 
 
+def threads(configured: int, cores: int, layout: Layout) -> int:
+    """Torch threads of a rank on the CPU: as configured, else an equal share of the cores."""
+    return configured or max(1, cores // layout.num_gpus)
+
+
 AXES = ("spare", "cfg", "ring", "ulysses")
 
 
@@ -79,6 +84,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Class name."""
     heads: int
     """Attention heads of the transformer."""
+    width: int = 0
+    """Of its hidden states."""
+    feed_forward: int = 0
+    """Width of the feed-forward layers' inside."""
     sequence: bool = True
     """Whether its sequence can be split: there is a plan for it."""
     masked: bool = False

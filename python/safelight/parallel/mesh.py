@@ -11,7 +11,6 @@ import datetime
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,24 +117,25 @@ class Mesh:
                 f"Ranks failed at different places; rank {self.rank}: {failure!r:.400}"
             )
 
-    def barrier(self) -> None:
-        """Wait for everybody."""
+    def close(self) -> None:
+        """Leave, after everybody has had its last message: gloo resets the connections of those
+        that still read from a rank that has left."""
         if self.control is not None:
-            dist.barrier(group=self.control)
+            with contextlib.suppress(RuntimeError):  # a peer has died: nobody to wait for
+                dist.barrier(group=self.control)
+            dist.destroy_process_group()
 
 
-def join(device: torch.device, timeout: float, **rendezvous: Any) -> None:
-    """Initialise the default process group; from torchrun's environment unless told otherwise.
+def join(device: torch.device, rendezvous: str, rank: int, ranks: int, timeout: float) -> None:
+    """Initialise the default process group: NCCL on CUDA, gloo on the CPU.
 
-    `timeout` is in seconds: how long a rank waits for another in a collective.
+    The ranks meet in the file `rendezvous`, which must not exist before. `timeout` is in seconds:
+    how long a rank waits for another in a collective.
     """
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout), **rendezvous)
-
-
-def leave() -> None:
-    """Leave the default group, after everybody has had its last message."""
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # a peer has died: there is nobody to wait for
-            dist.barrier()
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=timeout),
+    )

@@ -1,15 +1,17 @@
-"""Forming the next plan of one worker group: decode what is finished, else advance a batch."""
+"""Forming the next plans of the worker groups: decode what is finished, else advance a batch."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from safelight.config import SchedulingConfig
 from safelight.scheduler import policy
 from safelight.scheduler.cost import CostModel
+from safelight.scheduler.dispatch import Deal, Draft
+from safelight.scheduler.group import Group
 from safelight.scheduler.table import Entry, Queue, order
-from safelight.wire.messages import Plan, Report
+from safelight.wire.messages import Decode, Drop, Encode, Plan, Step
 
 WRITING_BATCHES = 2
 """Batches of frames that may wait for the output manager before decoding pauses."""
@@ -17,73 +19,45 @@ WRITING_BATCHES = 2
 ENCODE_AT_ONCE = 4
 """Samples of one encode plan: their prompts, the largest legal ones too, must fit a message."""
 
-PLANS_AHEAD = 2
-"""The running plan and one more, so that a step never waits for the scheduler."""
 
-
-@dataclass
-class Pending:
-    """A plan that was sent and is not answered by every rank."""
-
-    plan: Plan
-    op: str
-    entries: list[Entry]
-    sent: float
-    missing: set[int]
-    """Ranks that have not answered."""
-    report: Report | None = None
-    """Rank 0's answer."""
-
-
-@dataclass
-class Group:
-    """One worker group as the scheduler sees it."""
-
-    index: int
-    world_size: int
-    pids: dict[int, int] = field(default_factory=dict)
-    """Process id by rank, of those that said hello."""
-    waiting: Queue = field(default_factory=Queue)
-    """Samples it holds that are not in the running batch (preempted, or just encoded)."""
-    running: list[Entry] = field(default_factory=list)
-    finished: list[Entry] = field(default_factory=list)
-    """All steps planned, to be decoded."""
-    release: list[str] = field(default_factory=list)
-    """Samples the ranks may forget, told with the next plan."""
-    pending: deque[Pending] = field(default_factory=deque)
-    held: int = 0
-    """Samples whose latents it holds."""
-    writing: int = 0
-    """Samples whose frames wait in shared memory for the output manager."""
-    dirty: bool = True
-    """Whether the batch must be formed anew: somebody came or went."""
-
-    @property
-    def ready(self) -> bool:
-        return len(self.pids) == self.world_size
-
-    def find(self, seq: int) -> Pending | None:
-        """The plan in flight with this number."""
-        return next((p for p in self.pending if p.plan.seq == seq), None)
+def plan_message(op: str, seq: int, release: tuple[str, ...], entries: Sequence[Entry]) -> Plan:
+    """The plan as the ranks are sent it."""
+    if op == "encode":
+        return Encode(seq=seq, release=release, samples=tuple(e.spec for e in entries))
+    names = tuple(e.spec.id for e in entries)
+    if op == "step":
+        return Step(seq=seq, release=release, samples=names)
+    if op == "decode":
+        return Decode(seq=seq, release=release, samples=names)
+    return Drop(seq=seq, release=release)
 
 
 @dataclass
 class Batcher:
-    """Chooses what a group does next. `fresh` holds the samples no group has yet."""
+    """Chooses what the groups do next. `fresh` holds the samples no group has yet."""
 
     config: SchedulingConfig
     cost: CostModel
     fresh: Queue = field(default_factory=Queue)
 
-    def choose(self, group: Group) -> list[Entry]:
-        """The samples of the next plan; all have the same `next_op`. Empty: nothing to do."""
-        if group.finished and self._decode_now(group):
-            return self._take_finished(group)
-        if group.dirty:  # else nobody has become more urgent than those who run
-            self._form(group)
-            group.dirty = False
-        fresh = [e for e in group.running if e.planned == 0]
-        return fresh[:ENCODE_AT_ONCE] or group.running
+    def choose(self, groups: Collection[Group], now: float) -> list[tuple[Group, list[Entry]]]:
+        """The samples of a next plan for each group that asks and has something to do.
+
+        All samples of a plan have the same `next_op`.
+        """
+        plans, forming = [], []
+        for group in groups:
+            if group.asking:
+                if group.finished and self._decode_now(group):
+                    plans.append((group, self._take_finished(group)))
+                else:
+                    forming.append(group)
+        # If nobody is dirty, nobody has become more urgent than those who run. If one is, all that
+        # ask may be dealt to: what it has not begun is to be had.
+        if any(group.dirty for group in forming):
+            self._form(forming, groups, now)
+        plans += [(group, _next_of(group.running)) for group in forming if group.running]
+        return plans
 
     def _decode_now(self, group: Group) -> bool:
         """Whether finished samples are decoded before the next step."""
@@ -97,6 +71,9 @@ class Batcher:
     def rank(self, entry: Entry) -> None:
         """Set the place in the order of a sample that begins to wait."""
         entry.work = policy.remaining_work(entry, self.cost)
+        self._refresh(entry)
+
+    def _refresh(self, entry: Entry) -> None:
         entry.urgency = policy.urgency(entry, self.config.priority_seconds)
 
     def _take_finished(self, group: Group) -> list[Entry]:
@@ -106,49 +83,67 @@ class Batcher:
         group.finished = [e for e in group.finished if e not in batch]
         return batch
 
-    def _form(self, group: Group) -> None:
-        """A new running batch from those that run and those that wait."""
-        before = group.running
-        for entry in before:
-            entry.urgency = policy.urgency(entry, self.config.priority_seconds)
-        group.running = self._gather(group, before)
-        chosen = set(map(id, group.running))
+    # ------------------------------------------------------------------------- forming the batches
+
+    def _form(self, forming: Sequence[Group], groups: Collection[Group], now: float) -> None:
+        """New running batches from those that run, those that wait and the fresh ones."""
+        for group in forming:
+            self._give_back(group)
+        drafts = [self._draft(group) for group in forming]
+        if self.fresh:
+            others = [g for g in groups if g.ready and g not in forming]
+            deal = Deal(drafts, others, self._seen, now)
+            deal.run(self.fresh, self.config.max_batch_size)
+        for draft in drafts:
+            self._settle(draft)
+
+    def _give_back(self, group: Group) -> None:
+        """What it was dealt and has not begun is fresh again."""
+        for entry in [e for e in group.running if e.planned == 0]:
+            entry.group = None
+            group.held -= 1
+            self.fresh.add(entry)
+        group.running = [e for e in group.running if e.planned > 0]
+
+    def _draft(self, group: Group) -> Draft:
+        """The batch from what the group has: the most urgent, and those of its key that join."""
+        for entry in group.running:
+            self._refresh(entry)
+        lead = min((*group.waiting.head(1), *group.running), key=order, default=None)
+        draft = self._empty(group)
+        if lead is not None:
+            draft.batch = draft.led_by(lead)
+        return draft
+
+    def _seen(self, group: Group) -> Draft:
+        """The batch of a group that does not ask now."""
+        draft = self._empty(group)
+        draft.batch = list(group.running)
+        for entry in draft.batch[:1]:
+            self._refresh(entry)
+        return draft
+
+    def _empty(self, group: Group) -> Draft:
+        size, limit = len(group.running) + len(group.waiting), self.config.max_batch_size
+        return Draft(group, size, self.config.max_running_samples - group.held, limit, self.cost)
+
+    def _settle(self, draft: Draft) -> None:
+        """The draft becomes the running batch."""
+        group, before = draft.group, draft.group.running
+        chosen, stayed = set(map(id, draft.batch)), set(map(id, before))
         for entry in before:
             if id(entry) not in chosen:
                 self.rank(entry)
                 group.waiting.add(entry)
-        stayed = set(map(id, before))
-        for entry in group.running:
+        for entry in draft.batch:
             if id(entry) not in stayed:
-                self._queue_of(group, entry).remove(entry)
+                (self.fresh if entry.group is None else group.waiting).remove(entry)
                 group.held += entry.group is None
                 entry.group = group.index
+        group.running = draft.batch
+        group.dirty = draft.reluctant
 
-    def _gather(self, group: Group, running: list[Entry]) -> list[Entry]:
-        """The most urgent of all, and those of its key that make finishing times better."""
-        room, limit = self._room(group), self.config.max_batch_size
-        firsts = [group.waiting.first(), self.fresh.first() if room > 0 else None, *running]
-        lead = min((e for e in firsts if e is not None), key=order, default=None)
-        if lead is None:
-            return []
-        key = lead.spec.batch_key
-        candidates = [e for e in running if e.spec.batch_key == key]
-        candidates += group.waiting.first_of(key, limit) + self.fresh.first_of(key, limit)
-        candidates.sort(key=order)
-        batch, room = [lead], room - (lead.group is None)
-        for entry in candidates:
-            if len(batch) == limit:
-                break
-            if entry is lead or (entry.group is None and room <= 0):
-                continue
-            if policy.joins(batch, entry, self.cost):
-                batch.append(entry)
-                room -= entry.group is None
-        return batch
 
-    def _room(self, group: Group) -> int:
-        """How many more samples the group may hold."""
-        return self.config.max_running_samples - group.held
-
-    def _queue_of(self, group: Group, entry: Entry) -> Queue:
-        return self.fresh if entry.group is None else group.waiting
+def _next_of(running: list[Entry]) -> list[Entry]:
+    """Those of a batch whose turn it is: who is not encoded goes first."""
+    return [e for e in running if e.planned == 0][:ENCODE_AT_ONCE] or running

@@ -1,7 +1,8 @@
 """The scheduler without I/O: `handle(message, now)` returns what to send.
 
 It owns no socket, no clock and no thread, so every policy is tested without a process. A tick reads
-top-down: take the message, answer finished plans, then keep every worker group two plans deep.
+top-down: take the message, answer finished plans, then keep every worker group `PLANS_AHEAD` plans
+deep.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from safelight.config import SchedulingConfig
 from safelight.request import Event, SampleSpec
 from safelight.scheduler import forecast
-from safelight.scheduler.batch import PLANS_AHEAD, Batcher, Group, Pending
+from safelight.scheduler.batch import Batcher, plan_message
 from safelight.scheduler.cost import CostModel
+from safelight.scheduler.group import Group, Pending
 from safelight.scheduler.table import Entry
 from safelight.wire import messages as m
 
@@ -24,9 +24,6 @@ MAX_LOSSES = 3
 
 MAX_REDELIVERIES = 5
 """Frames that were lost so often will be lost again."""
-
-PATIENCE = 20.0
-"""A plan may take so many times what was predicted, and at least the step timeout."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +80,14 @@ class Core:
     def tick(self, now: float) -> list[Command]:
         """React to the passing of time alone: plans that are overdue."""
         for group in self.groups.values():
-            if group.pending and now >= self._due(group.pending[0]):
-                self._hung(group, group.pending[0], now)
+            if group.pending and now >= group.pending[0].due(self.step_timeout):
+                self._condemn(group, group.condemned or group.pending[0].complaint(), now)
         return self._finish(now)
 
     def deadline(self) -> float | None:
         """When `tick` must be called if nothing comes before; None if nothing is running."""
-        return min(
-            (self._due(g.pending[0]) for g in self.groups.values() if g.pending), default=None
-        )
-
-    def _due(self, pending: Pending) -> float:
-        """When an unanswered plan means a hung rank."""
-        predicted = 0.0
-        if pending.entries:
-            tokens = pending.entries[0].spec.tokens
-            predicted = self.cost.predict(pending.op, tokens, len(pending.entries))
-        return pending.sent + max(self.step_timeout, PATIENCE * predicted)
+        firsts = (group.pending[0] for group in self.groups.values() if group.pending)
+        return min((pending.due(self.step_timeout) for pending in firsts), default=None)
 
     def shutdown(self) -> list[Command]:
         """Tell all ranks to end after what they were sent."""
@@ -108,8 +96,13 @@ class Core:
         ]
 
     def _finish(self, now: float) -> list[Command]:
+        """Keep every group `PLANS_AHEAD` plans deep."""
+        while plans := self._batcher.choose(self.groups.values(), now):
+            for group, entries in plans:
+                self._send_plan(group, entries, now)
         for group in self.groups.values():
-            self._fill(group, now)
+            if group.release and not group.pending and group.ready:
+                self._send(group, "drop", [], 0.0, now)
         out, self._out = self._out, []
         return out
 
@@ -117,14 +110,12 @@ class Core:
 
     def _attach(self, message: m.Attach, now: float) -> None:
         for group in self.groups.values():
-            detail = "serving" if group.ready else "waiting for its ranks"
-            self._tell(m.GroupStatus(group=group.index, ready=group.ready, detail=detail))
+            self._tell(group.status())
         self._tell_load()
 
     def _submit(self, message: m.Submit, now: float) -> None:
         added = [self._add(spec, now) for spec in message.samples if self._is_new(spec)]
-        for group in self.groups.values():
-            group.dirty = True
+        self._disturb()
         if added:
             groups, fresh = self.groups.values(), self._batcher.fresh
             waiting = (forecast.of_waiting(entry, fresh, groups, self.cost) for entry in added)
@@ -190,16 +181,17 @@ class Core:
 
     def _hello(self, message: m.RankHello, now: float) -> None:
         group = self.groups.get(message.group)
-        if group is None or message.rank in group.pids:
+        if group is None or message.rank in group.hellos:
             if group is not None:
                 # The same process says hello again when a new scheduler was announced to it.
-                self._lose(group, crashed=group.pids[message.rank] != message.pid)
+                self._lose(group, crashed=group.hellos[message.rank].pid != message.pid)
             group = self.groups[message.group] = Group(message.group, message.world_size)
-        group.pids[message.rank] = message.pid
+        group.hellos[message.rank] = message
         for timing in message.timings if message.rank == 0 else ():
             self.cost.observe(timing.op, timing.tokens, timing.batch, timing.seconds)
         if group.ready:
-            self._tell(m.GroupStatus(group=group.index, ready=True, detail="serving"))
+            self._disturb()
+            self._tell(group.status())
             self._tell_load()
 
     def lost(self, index: int, now: float) -> list[Command]:
@@ -212,8 +204,7 @@ class Core:
         # Only what was running can have ended the ranks; what waited or was written cannot.
         for entry in group.pending[0].entries if crashed and group.pending else ():
             entry.losses += 1
-        for other in self.groups.values():
-            other.dirty = True
+        self._disturb()
         self._tell(m.GroupStatus(group=group.index, ready=False, detail="its ranks were lost"))
         for entry in [e for e in self.entries.values() if e.group == group.index]:
             entry.restart()
@@ -226,32 +217,39 @@ class Core:
                 self._batcher.rank(entry)
                 self._batcher.fresh.add(entry)
 
-    def _hung(self, group: Group, pending: Pending, now: float) -> None:
-        ranks = ", ".join(str(rank) for rank in sorted(pending.missing))
-        text = f"no answer to plan {pending.plan.seq} ({pending.op}) from rank {ranks}"
-        self._out.append(
-            ToSupervisor(m.Hung(process=f"workers-{group.index}", detail=text)),
-        )
-        pending.sent = now  # say so once per timeout
+    def _disturb(self) -> None:
+        """There may be more, or less, for everybody."""
+        for group in self.groups.values():
+            group.dirty = True
+
+    def _condemn(self, group: Group, why: str, now: float) -> None:
+        """Have the group started again; its samples go elsewhere when it is lost."""
+        self._out.append(ToSupervisor(m.Hung(process=f"workers-{group.index}", detail=why)))
+        group.pending[0].sent = now  # say so once per timeout
+        if not group.condemned:
+            group.condemned = why
+            self._tell(group.status())
+            self._tell_load()
 
     def _report(self, message: m.Report, now: float) -> None:
         group = self.groups.get(message.group)
         pending = group.find(message.seq) if group is not None else None
-        if group is None or pending is None:
+        if group is None or pending is None or group.condemned:
             return  # an answer to a plan of a lost incarnation
-        pending.missing.discard(message.rank)
-        if message.rank == 0:
-            pending.report = message
+        pending.answer(message, now)
         # Ranks answer in order, but not in step with each other: plans end in order.
-        while group.pending and not group.pending[0].missing:
-            ended = group.pending.popleft()
-            if ended.report is not None:
-                self._account(group, ended, ended.report)
+        while group.pending and group.pending[0].answered:
+            if disagreement := group.pending[0].disagreement():
+                self._condemn(group, disagreement, now)
+                return
+            self._account(group, group.pending.popleft())
             if group.pending:  # it begins now; the wait behind the last plan was not its own
                 group.pending[0].sent = now
 
-    def _account(self, group: Group, pending: Pending, report: m.Report) -> None:
-        """Rank 0 executed a plan: move its samples on."""
+    def _account(self, group: Group, pending: Pending) -> None:
+        """All ranks executed a plan: move its samples on."""
+        report = pending.reports[0]
+        group.served += report.finished - report.started
         if pending.op == "drop":
             return
         failures = {failure.sample: failure for failure in report.failures}
@@ -276,11 +274,11 @@ class Core:
             tokens = pending.entries[0].spec.tokens
             seconds = report.finished - report.started
             self.cost.observe(pending.op, tokens, len(pending.entries), seconds)
-        self._tell_done(group, pending, report, moved)
+        self._tell_done(group, pending, moved)
 
-    def _tell_done(
-        self, group: Group, pending: Pending, report: m.Report, moved: list[Entry]
-    ) -> None:
+    def _tell_done(self, group: Group, pending: Pending, moved: list[Entry]) -> None:
+        report, costs = pending.reports[0], pending.costs()
+        group.costs = costs
         if moved:
             self._tell(m.Progress(samples=forecast.of_running(moved, self.cost)))
         self._tell(
@@ -290,40 +288,20 @@ class Core:
                 samples=tuple(e.spec.id for e in pending.entries),
                 started=report.started,
                 finished=report.finished,
+                ranks=costs,
             )
         )
 
     # ------------------------------------------------------------------------------------ planning
 
-    def _fill(self, group: Group, now: float) -> None:
-        """Keep the group `PLANS_AHEAD` plans deep."""
-        while group.ready and len(group.pending) < PLANS_AHEAD:
-            entries = self._batcher.choose(group)
-            if not entries:
-                break
-            self._send_plan(group, entries, now)
-        if group.ready and group.release and not group.pending:
-            self._send(group, m.Drop(seq=self._next_seq(), release=()), "drop", [], now)
-
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
-
     def _send_plan(self, group: Group, entries: list[Entry], now: float) -> None:
-        op, seq = entries[0].next_op, self._next_seq()
-        names = tuple(e.spec.id for e in entries)
-        plan: m.Plan
-        if op == "encode":
-            plan = m.Encode(seq=seq, release=(), samples=tuple(e.spec for e in entries))
-        elif op == "step":
-            plan = m.Step(seq=seq, release=(), samples=names)
-        else:
-            plan = m.Decode(seq=seq, release=(), samples=names)
-        seconds = self.cost.predict(op, entries[0].spec.tokens)
+        op = entries[0].next_op
+        seconds = self.cost.over_batch(op, entries[0].spec.tokens)
+        alone = seconds(1)
         for entry in entries:
             entry.plan()
-            entry.work = max(0.0, entry.work - seconds)
-        self._send(group, plan, op, list(entries), now)
+            entry.work = max(0.0, entry.work - alone)
+        self._send(group, op, list(entries), seconds(len(entries)), now)
         if op == "step":
             self._retire_finished(group, entries)
 
@@ -335,11 +313,13 @@ class Core:
             group.running = [e for e in group.running if e not in ended]
             group.dirty = True
 
-    def _send(self, group: Group, plan: m.Plan, op: str, entries: list[Entry], now: float) -> None:
-        if group.release:
-            plan = _with_release(plan, tuple(group.release))
-            group.release = []
-        group.pending.append(Pending(plan, op, entries, now, set(range(group.world_size))))
+    def _send(
+        self, group: Group, op: str, entries: list[Entry], seconds: float, now: float
+    ) -> None:
+        self._seq += 1
+        plan = plan_message(op, self._seq, tuple(group.release), entries)
+        group.release = []
+        group.pending.append(Pending(plan, op, entries, now, seconds, group.world_size))
         self._out.append(ToGroup(group.index, group.world_size, plan))
 
     # ----------------------------------------------------------------------------------- endings
@@ -382,7 +362,3 @@ class Core:
 
     def _tell_load(self) -> None:
         self._tell(forecast.load(self.entries.values(), self.groups.values(), self.cost))
-
-
-def _with_release(plan: m.Plan, release: tuple[str, ...]) -> m.Plan:
-    return msgspec.structs.replace(plan, release=release)

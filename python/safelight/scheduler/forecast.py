@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from safelight.scheduler.batch import Group
 from safelight.scheduler.cost import CostModel
+from safelight.scheduler.group import Group
 from safelight.scheduler.table import Entry, Queue
 from safelight.wire.messages import Load, SampleProgress
 
@@ -39,6 +39,7 @@ def of_waiting(
     position = fresh.position(entry)
     ahead = _work(fresh.head(min(position, LOOK_AHEAD)))
     ahead += _work(e for group in groups for e in group.running)
+    ahead /= _ready(groups)
     return SampleProgress(
         sample=entry.spec.id,
         attempt=entry.spec.attempt,
@@ -52,8 +53,7 @@ def of_waiting(
 
 def load(entries: Collection[Entry], groups: Collection[Group], cost: CostModel) -> Load:
     """A sum over all samples: for when some come or go, not for every step."""
-    ready = max(1, sum(group.ready for group in groups))
-    backlog = _work(entries) / ready * efficiency(groups, cost)
+    backlog = _work(entries) / _ready(groups) * efficiency(groups, cost)
     return Load(unfinished=len(entries), backlog=backlog)
 
 
@@ -69,3 +69,8 @@ def efficiency(groups: Iterable[Group], cost: CostModel) -> float:
 
 def _work(entries: Iterable[Entry]) -> float:
     return sum(entry.work for entry in entries)
+
+
+def _ready(groups: Iterable[Group]) -> int:
+    """Groups that share the work."""
+    return max(1, sum(group.ready for group in groups))

@@ -68,8 +68,8 @@ def _finishes_sooner(
 
     `alone`, `apart` and `together` are seconds of a step: of the candidate, the batch, and both.
     """
-    mine = _steps_left(candidate)
-    theirs = [_steps_left(entry) for entry in batch]
+    mine = steps_left(candidate)
+    theirs = [steps_left(entry) for entry in batch]
     longest, total = max(theirs), sum(theirs)
     batch_first = total * apart + longest * apart + mine * alone
     candidate_first = mine * alone + len(batch) * mine * alone + total * apart
@@ -99,5 +99,6 @@ def decode_waits(
     return False
 
 
-def _steps_left(entry: Entry) -> int:
+def steps_left(entry: Entry) -> int:
+    """Denoising steps that are not planned."""
     return entry.steps + 1 - max(entry.planned, 1)

@@ -7,6 +7,7 @@ so the next plan can be made before the last one is answered.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedKeyList
@@ -19,6 +20,7 @@ class Entry:
     """One unfinished sample."""
 
     spec: SampleSpec
+    steps: int = field(init=False)
     serial: int
     """Order of arrival."""
     arrived: float
@@ -40,9 +42,8 @@ class Entry:
     redo: bool = False
     """Its frames were lost while the decode is in flight: decode again after it."""
 
-    @property
-    def steps(self) -> int:
-        return self.spec.sampling.num_inference_steps
+    def __post_init__(self) -> None:
+        self.steps = self.spec.sampling.num_inference_steps
 
     @property
     def steps_done(self) -> int:
@@ -131,6 +132,9 @@ class Queue:
         if not same:
             del self._by_key[key]
 
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._all)
+
     def __contains__(self, entry: Entry) -> bool:
         return entry in self._all
 
@@ -141,6 +145,10 @@ class Queue:
         """The `count` most urgent entries of one batch key."""
         same = self._by_key.get(key)
         return list(same.islice(0, count)) if same else []
+
+    def count_of(self, key: str) -> int:
+        """Entries of one batch key."""
+        return len(self._by_key.get(key, ()))
 
     def head(self, count: int) -> list[Entry]:
         return list(self._all.islice(0, count))

@@ -89,6 +89,17 @@ class SampleCancelled(Message, frozen=True):
     attempt: int
 
 
+class RankCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one plan cost one rank."""
+
+    rank: int
+    seconds: float
+    traffic: dict[str, int] = {}
+    """Bytes sent to other ranks, by ``axis.collective``."""
+    peak_memory: int = 0
+    """Bytes."""
+
+
 class PlanDone(Message, frozen=True):
     """What one forward plan cost; feeds metrics, benchmarks and tests."""
 
@@ -97,6 +108,21 @@ class PlanDone(Message, frozen=True):
     samples: tuple[str, ...]
     started: float
     finished: float
+    ranks: tuple[RankCost, ...] = ()
+    """Of all ranks of the group, in order."""
+
+
+class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank that serves."""
+
+    rank: int
+    pid: int
+    device: str = ""
+    load_seconds: float = 0.0
+    peak_memory: int = 0
+    """Bytes, as last reported."""
+    weights: dict[str, int] = {}
+    """Bytes of weights on this rank, by component."""
 
 
 class GroupStatus(Message, frozen=True):
@@ -105,6 +131,8 @@ class GroupStatus(Message, frozen=True):
     group: int
     ready: bool
     detail: str
+    ranks: tuple[RankInfo, ...] = ()
+    """Those that have said hello, in order."""
 
 
 class Load(Message, frozen=True):
@@ -142,6 +170,9 @@ class RankHello(Message, frozen=True):
     """Bytes: resident on CPU, allocated on CUDA."""
     timings: tuple[Timing, ...] = ()
     """Warm-up measurements; they prime the cost model."""
+    weights: dict[str, int] = {}
+    """Bytes of weights on this rank, by component."""
+    device: str = ""
 
 
 class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +182,7 @@ class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(Message, frozen=True):
-    """Plan `seq` was executed. Rank 0's counts; the others' are acknowledgements."""
+    """Plan `seq` was executed. Rank 0's counts; the others' say that they did the same."""
 
     group: int
     rank: int
@@ -159,6 +190,10 @@ class Report(Message, frozen=True):
     started: float
     finished: float
     failures: tuple[SampleFailure, ...] = ()
+    traffic: dict[str, int] = {}
+    """Bytes sent to other ranks since the last report, by ``axis.collective``."""
+    peak_memory: int = 0
+    """Bytes, as in `RankHello`."""
 
 
 FromRank = RankHello | Report

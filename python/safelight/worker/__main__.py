@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from typing import TYPE_CHECKING
 
 from safelight.errors import SafelightError
 from safelight.wire.child import Child, arguments
+
+if TYPE_CHECKING:
+    import torch
+
+    from safelight.parallel.mesh import Mesh
 
 
 def main() -> None:
@@ -20,22 +27,51 @@ def main() -> None:
     import torch
 
     _quiet()
+    from safelight.models.loading import device_of
     from safelight.models.registry import load_card, load_family
-    from safelight.worker.loop import Place, RankLoop
+    from safelight.worker.loop import RankLoop
     from safelight.worker.warmup import warm_up
 
-    torch.set_num_threads(_threads(child.config.model.cpu_threads, world_size))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    config = child.config
     try:
+        device = device_of(config.model, int(os.environ["LOCAL_RANK"]))
+        mesh = _mesh(child, device, world_size)
         child.starting("loading the model")
-        family = load_family(child.config)
+        family = load_family(config, mesh)
+        loaded = time.monotonic()
         child.starting("warming up")
-        timings = warm_up(family, load_card(child.config))
+        timings = warm_up(family, load_card(config), mesh)
+        loop = RankLoop(child, group, mesh, family)
+        ranks = f"{world_size} ranks, " if world_size > 1 else ""
+        child.ready(f"{ranks}{torch.get_num_threads()} threads, {family.describe()}")
+        loop.run(loaded - started, timings)
     except SafelightError as failure:
         raise SystemExit(f"{name}: {failure}") from failure
-    loop = RankLoop(child, Place(group, rank, world_size), family)
-    child.ready(f"{torch.get_num_threads()} threads, {family.describe()}")
-    loop.run(time.monotonic() - started, timings)
+    mesh.close()
     child.close()
+    # The interpreter's farewell to torch takes seconds, in which nobody knows that it has ended.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _mesh(child: Child, device: torch.device, world_size: int) -> Mesh:
+    """The group's ranks along their axes, met over the loopback interface."""
+    import torch
+
+    from safelight.parallel import mesh
+    from safelight.parallel.layout import complete
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        return mesh.Mesh.single(device)
+    child.starting("meeting the other ranks")
+    parallel = child.config.parallel
+    meeting = os.environ["SAFELIGHT_RENDEZVOUS"]
+    mesh.join(device, meeting, int(os.environ["RANK"]), world_size, parallel.collective_timeout)
+    return mesh.Mesh.create(complete(parallel), device)
 
 
 def _quiet() -> None:
@@ -46,11 +82,6 @@ def _quiet() -> None:
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-
-
-def _threads(configured: int, world_size: int) -> int:
-    cores = len(os.sched_getaffinity(0))
-    return configured or max(1, cores // world_size)
 
 
 if __name__ == "__main__":

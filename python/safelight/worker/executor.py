@@ -14,6 +14,7 @@ from safelight.wire.messages import Decode, Encode, Plan, SampleFailure, Step
 
 if TYPE_CHECKING:
     from safelight.models.family import Family, Frames
+    from safelight.parallel.mesh import Mesh
 
 logger = log.get(__name__)
 
@@ -32,14 +33,21 @@ MODEL_ERRORS = (
 
 
 class Executor:
-    """The samples a rank holds. `deliver(spec, frames)` is called for every decoded sample."""
+    """The samples a rank holds. `deliver(spec, frames)` is called on rank 0 for every decoded one.
 
-    def __init__(self, family: Family, deliver: Callable[[SampleSpec, Frames], None]) -> None:
+    The ranks of a mesh execute the same plans. What fails must fail on all of them alike, or
+    `RanksDiverged` ends the rank: see `Mesh.together`.
+    """
+
+    def __init__(
+        self, family: Family, mesh: Mesh, deliver: Callable[[SampleSpec, Frames], None]
+    ) -> None:
         self._family = family
+        self._mesh = mesh
         self._deliver = deliver
         self._sessions: dict[str, Any] = {}
-        self._delivered: set[str] = set()
-        """Samples whose frames went out in the running plan."""
+        self._decoded: dict[str, Frames] = {}
+        """Frames of the running plan."""
 
     @property
     def samples(self) -> list[str]:
@@ -61,8 +69,7 @@ class Executor:
         elif isinstance(plan, Step):
             self._batch(plan.samples, failures, self._step)
         elif isinstance(plan, Decode):
-            self._delivered.clear()
-            self._batch(plan.samples, failures, self._decode)
+            self._decode_and_deliver(plan.samples, failures)
         self.release(tuple(failures))
         return tuple(failures.values())
 
@@ -107,17 +114,38 @@ class Executor:
             except MODEL_ERRORS:
                 logger.warning("batch failed, trying one by one", size=len(sessions), exc_info=True)
         for session in sessions:
-            # One that got its step, or was delivered, before the batch failed has had its turn.
+            # One that got its step, or was decoded, before the batch failed has had its turn.
             name = session.spec.id
-            if session.index == before[name] and name not in self._delivered:
+            if session.index == before[name] and name not in self._decoded:
                 self._guard(session.spec.id, failures, act, [session])
 
     def _begin(self, spec: SampleSpec) -> None:
-        conditioning = self._family.encode(spec)
-        self._sessions[spec.id] = self._family.begin(spec, conditioning)
+        with self._mesh.together():
+            conditioning = self._family.encode(spec)
+            self._sessions[spec.id] = self._family.begin(spec, conditioning)
 
     def _step(self, sessions: list[Any]) -> None:
-        self._family.step(sessions)
+        with self._mesh.together():
+            self._family.step(sessions)
+
+    def _decode_and_deliver(
+        self, samples: Sequence[str], failures: dict[str, SampleFailure]
+    ) -> None:
+        sessions = [self._sessions[name] for name in samples if name in self._sessions]
+        if self._family.decodes_together(sessions):
+            self._batch(samples, failures, self._decode_together)
+        elif self._mesh.rank == 0:  # the others go on, and wait for it at the next collective
+            self._batch(samples, failures, self._decode)
+        decoded, self._decoded = self._decoded, {}
+        if self._mesh.rank == 0:
+            # Apart from the decoding: that memory is short here is no concern of other ranks.
+            for name, frames in decoded.items():
+                spec = self._sessions[name].spec
+                self._guard(name, failures, lambda pair: self._deliver(*pair), (spec, frames))
+
+    def _decode_together(self, sessions: list[Any]) -> None:
+        with self._mesh.together():
+            self._decode(sessions)
 
     def _decode(self, sessions: list[Any]) -> None:
         for session in sessions:
@@ -127,5 +155,4 @@ class Executor:
                     code="non_finite",
                 )
         for session, frames in zip(sessions, self._family.decode(sessions), strict=True):
-            self._deliver(session.spec, frames)
-            self._delivered.add(session.spec.id)
+            self._decoded[session.spec.id] = frames

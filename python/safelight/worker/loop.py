@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,28 +20,22 @@ from safelight.worker.memory import SharedFrames
 
 if TYPE_CHECKING:
     from safelight.models.family import Family, Frames
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this rank stands."""
-
-    group: int
-    rank: int
-    world_size: int
+    from safelight.parallel.mesh import Mesh
 
 
 class RankLoop:
     """Owns the rank's sockets and the shared memory of delivered frames."""
 
-    def __init__(self, child: Child, place: Place, family: Family) -> None:
-        self._place = place
-        identity = links.rank_identity(place.group, place.rank)
+    def __init__(self, child: Child, group: int, mesh: Mesh, family: Family) -> None:
+        self._group = group
+        self._mesh = mesh
+        self._family = family
+        identity = links.rank_identity(group, mesh.rank)
         self._plans = links.RANKS.connect(child.context, child.run_dir, identity)
         self._frames = links.FRAMES.connect(child.context, child.run_dir, identity)
         self._child = child
         self._shared: dict[str, SharedFrames] = {}
-        self._executor = Executor(family, self._deliver)
+        self._executor = Executor(family, mesh, self._deliver)
 
     def run(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
         """Say hello, then execute plans until told to shut down."""
@@ -71,16 +64,17 @@ class RankLoop:
         self._close()
 
     def _hello(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
-        place = self._place
         self._send(
             RankHello(
-                group=place.group,
-                rank=place.rank,
-                world_size=place.world_size,
+                group=self._group,
+                rank=self._mesh.rank,
+                world_size=self._mesh.layout.group_size,
                 pid=os.getpid(),
                 load_seconds=load_seconds,
                 peak_memory=peak_memory(),
                 timings=timings,
+                weights=self._family.weights(),
+                device=str(self._mesh.device),
             )
         )
 
@@ -92,12 +86,14 @@ class RankLoop:
             torch.cuda.synchronize()
         self._send(
             Report(
-                group=self._place.group,
-                rank=self._place.rank,
+                group=self._group,
+                rank=self._mesh.rank,
                 seq=plan.seq,
                 started=started,
                 finished=time.monotonic(),
                 failures=failures,
+                traffic=self._mesh.traffic.take(),
+                peak_memory=peak_memory(),
             )
         )
 
@@ -110,9 +106,7 @@ class RankLoop:
             self._release_frames(name)
 
     def _deliver(self, spec: SampleSpec, frames: Frames) -> None:
-        """Rank 0 hands frames to the output manager; the memory stays until the release."""
-        if self._place.rank != 0:
-            return
+        """Hand frames to the output manager; the memory stays until the release."""
         self._release_frames(spec.id)
         shared = self._shared[spec.id] = SharedFrames(spec.id, frames)
         message = FramesMessage(

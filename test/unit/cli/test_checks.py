@@ -33,6 +33,7 @@ def test_this_machine_can_run_it(tmp_path: Path) -> None:
     assert list(found) == [
         *("Python", "system", "cores", "memory", "shared memory", "torch", "CUDA", "diffusers"),
         *("transformers", "packages", "ffmpeg", "ipc", "port", "data directory", "disk", "model"),
+        "layout",
     ]
     assert [check for check in found.values() if check.status == "fail"] == []
     for check in found.values():

@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from fakes.simulation import spec
+from safelight.parallel.layout import Layout
+from safelight.parallel.mesh import Mesh
 from safelight.request import SampleSpec
 from safelight.wire.messages import Decode, Encode, Step
 from safelight.worker.executor import Executor
 from safelight.worker.memory import SharedFrames
+
+MESH = Mesh.single(torch.device("cpu"))
 
 
 @dataclass
@@ -54,6 +58,12 @@ class FakeFamily:
             session.latents = session.latents + 1
             session.index += 1
 
+    def decodes_together(self, sessions: Sequence[FakeSession]) -> bool:
+        return False
+
+    def weights(self) -> dict[str, int]:
+        return {}
+
     def decode(self, sessions: Sequence[FakeSession]) -> list[np.ndarray]:
         for session in sessions:
             self._maybe_fail("decode", session.spec.id)
@@ -64,7 +74,7 @@ def run(poison: dict[str, tuple[str, BaseException]]) -> tuple[dict[str, str], d
     """Three samples of two steps through an executor: (failure codes, delivered values)."""
     delivered: dict[str, int] = {}
     executor = Executor(
-        FakeFamily(poison), lambda s, frames: delivered.update({s.id: int(frames.flat[0])})
+        FakeFamily(poison), MESH, lambda s, frames: delivered.update({s.id: int(frames.flat[0])})
     )
     names = ("a.0", "b.0", "c.0")
     plans = [
@@ -102,12 +112,19 @@ def test_nobody_is_delivered_twice_when_a_batch_mates_delivery_fails() -> None:
         if sample.id == "b.0":
             raise OSError("no memory")
 
-    executor = Executor(FakeFamily({}), deliver)
+    executor = Executor(FakeFamily({}), MESH, deliver)
     names = ("a.0", "b.0", "c.0")
     executor.execute(Encode(seq=1, release=(), samples=tuple(spec(n) for n in names)))
     (failure,) = executor.execute(Decode(seq=2, release=(), samples=names))
     assert failure.sample == "b.0"
-    assert delivered == ["a.0", "b.0", "b.0", "c.0"]
+    assert delivered == ["a.0", "b.0", "c.0"]
+
+
+def test_a_rank_beyond_the_first_decodes_nothing_that_is_not_split() -> None:
+    second = Mesh(Layout(ulysses=2), 1, torch.device("cpu"))
+    executor = Executor(FakeFamily({}), second, lambda s, frames: pytest.fail("delivered"))
+    executor._sessions["a.0"] = FakeSession(spec("a.0"), torch.tensor([float("nan")]))
+    assert executor.execute(Decode(seq=1, release=(), samples=("a.0",))) == ()
 
 
 def test_running_out_of_memory_has_its_own_code() -> None:
@@ -122,7 +139,7 @@ def test_what_is_not_the_samples_fault_ends_the_rank() -> None:
 
 def test_latents_that_are_not_finite_are_an_error_not_a_picture() -> None:
     family = FakeFamily({})
-    executor = Executor(family, lambda s, frames: pytest.fail("delivered"))
+    executor = Executor(family, MESH, lambda s, frames: pytest.fail("delivered"))
     executor.execute(Encode(seq=1, release=(), samples=(spec("a.0"),)))
     executor._sessions["a.0"].latents = torch.tensor([float("nan")])
     (failure,) = executor.execute(Decode(seq=2, release=(), samples=("a.0",)))
@@ -131,7 +148,7 @@ def test_latents_that_are_not_finite_are_an_error_not_a_picture() -> None:
 
 def test_a_sample_it_does_not_hold_is_never_reported_as_done() -> None:
     family = FakeFamily({})
-    executor = Executor(family, lambda s, frames: pytest.fail("delivered"))
+    executor = Executor(family, MESH, lambda s, frames: pytest.fail("delivered"))
     (failure,) = executor.execute(Step(seq=1, release=(), samples=("gone.0",)))
     assert (failure.sample, failure.code) == ("gone.0", "not_held")
     executor.release(("gone.0",))

@@ -2,12 +2,14 @@
 
 With a batch of one this is `WanPipeline.__call__` line by line (conditional and unconditional
 forwards apart), hence its bits. In a larger batch all halves of all samples ride in one forward
-with a timestep per row, and every sample then takes its own sampler's step.
+with a timestep per row, and every sample then takes its own sampler's step. With CFG parallelism
+the halves are on different ranks, and every rank takes every sampler's step with both.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import WanPipeline
 
-from safelight.config import ModelConfig
-from safelight.models.loading import device_of, dtypes_of
+from safelight.config import EngineConfig
+from safelight.models.loading import dtypes_of, place, weight_bytes
+from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
+from safelight.parallel.guidance import Guidance
+from safelight.parallel.mesh import Mesh
+from safelight.parallel.sequence import SequenceParallel
+from safelight.parallel.tensor import load_encoders
+from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec
 
 if TYPE_CHECKING:
@@ -59,18 +67,22 @@ class WanSession:
 class WanFamily:
     """A loaded Wan 2.1 pipeline."""
 
-    def __init__(self, pipeline: WanPipeline, prompt_cache_entries: int) -> None:
+    def __init__(self, pipeline: WanPipeline, mesh: Mesh, config: EngineConfig) -> None:
         self.pipeline = pipeline
         self.transformer = pipeline.transformer
-        self.device = pipeline._execution_device
+        self._guidance = Guidance(mesh)
+        plan = plan_of(type(self.transformer).__name__)
+        self._sequence = SequenceParallel.apply(self.transformer, mesh, plan)
+        self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
+        self.device = mesh.device
         # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
         self.dtype = self.transformer.dtype
         self._text_dtype = pipeline.text_encoder.dtype
-        self._prompts = PromptCache(prompt_cache_entries)
-        config = pipeline.vae.config
-        shape = (1, config.z_dim, 1, 1, 1)
-        self._mean = torch.tensor(config.latents_mean).view(shape)
-        self._inverse_std = 1.0 / torch.tensor(config.latents_std).view(shape)
+        self._prompts = PromptCache(config.model.prompt_cache_entries)
+        vae = pipeline.vae.config
+        shape = (1, vae.z_dim, 1, 1, 1)
+        self._mean = torch.tensor(vae.latents_mean).view(shape)
+        self._inverse_std = 1.0 / torch.tensor(vae.latents_std).view(shape)
 
     def describe(self) -> str:
         return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
@@ -123,37 +135,64 @@ class WanFamily:
     def _step_alone(self, session: WanSession) -> None:
         latents = session.latents.to(self.dtype)
         timestep = session.timestep.expand(1)
-        conditioning = session.conditioning
-        noise = self._forward("cond", latents, timestep, conditioning.positive)
-        if conditioning.negative is not None:
-            scale = session.spec.sampling.guidance_scale
-            unguided = self._forward("uncond", latents, timestep, conditioning.negative)
-            noise = unguided + scale * (noise - unguided)
+        positive, negative = session.conditioning.positive, session.conditioning.negative
+        if negative is None:
+            noise = self._forward("cond", latents, timestep, positive)
+        else:
+            if self._guidance.split:
+                name, text = (
+                    ("uncond", negative) if self._guidance.unconditional else ("cond", positive)
+                )
+                mine = self._forward(name, latents, timestep, text)
+                noise, unguided = self._guidance.exchange(mine)
+            else:
+                noise = self._forward("cond", latents, timestep, positive)
+                unguided = self._forward("uncond", latents, timestep, negative)
+            noise = unguided + session.spec.sampling.guidance_scale * (noise - unguided)
         session.advance(noise)
 
     def _step_together(self, batch: Sequence[WanSession]) -> None:
-        """Rows: every sample's conditional half, then the unconditional halves of the guided."""
-        guided = [s for s in batch if s.conditioning.negative is not None]
-        rows = [*batch, *guided]
-        texts = [s.conditioning.positive for s in batch] + [
-            s.conditioning.negative for s in guided if s.conditioning.negative is not None
-        ]
-        noise = self._forward(
+        conditional, unconditional = self._predict(batch)
+        for session, noise, base in zip(batch, conditional, unconditional, strict=True):
+            if base is not None:
+                noise = base + session.spec.sampling.guidance_scale * (noise - base)
+            session.advance(noise)
+
+    def _predict(
+        self, batch: Sequence[WanSession]
+    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor | None]]:
+        """Both predictions of each; the unconditional one is None for the unguided."""
+        positive = [s.conditioning.positive for s in batch]
+        negative = [s.conditioning.negative for s in batch]
+        guided = [text is not None for text in negative]
+        if self._guidance.split and any(guided):
+            # The unguided ride along in the other half, as both must have one shape to be
+            # exchanged; nobody looks at them there.
+            other = [p if n is None else n for p, n in zip(positive, negative, strict=True)]
+            mine = self._rows(batch, other if self._guidance.unconditional else positive)
+            noise, base = (half.split(1) for half in self._guidance.exchange(mine))
+            return noise, [b if g else None for b, g in zip(base, guided, strict=True)]
+        halves = [*batch, *(s for s, g in zip(batch, guided, strict=True) if g)]
+        rows = self._rows(halves, positive + [n for n in negative if n is not None]).split(1)
+        rest = iter(rows[len(batch) :])
+        return rows[: len(batch)], [next(rest) if g else None for g in guided]
+
+    def _rows(self, sessions: Sequence[WanSession], texts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One forward with a row for each session and its text."""
+        return self._forward(
             "batch",
-            torch.cat([s.latents for s in rows]).to(self.dtype),
-            torch.stack([s.timestep for s in rows]),
-            torch.cat(texts),
+            torch.cat([s.latents for s in sessions]).to(self.dtype),
+            torch.stack([s.timestep for s in sessions]),
+            torch.cat(list(texts)),
         )
-        unguided = dict(zip((s.spec.id for s in guided), noise[len(batch) :].split(1), strict=True))
-        for session, prediction in zip(batch, noise[: len(batch)].split(1), strict=True):
-            if (base := unguided.get(session.spec.id)) is not None:
-                scale = session.spec.sampling.guidance_scale
-                prediction = base + scale * (prediction - base)
-            session.advance(prediction)
 
     def _forward(
         self, context: str, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
     ) -> torch.Tensor:
+        patch = self.transformer.config.patch_size
+        self._sequence.prepare(
+            math.prod(size // p for size, p in zip(latents.shape[2:], patch, strict=True))
+        )
         with self.transformer.cache_context(context):
             return self.transformer(
                 hidden_states=latents,
@@ -162,23 +201,28 @@ class WanFamily:
                 return_dict=False,
             )[0]
 
+    def weights(self) -> dict[str, int]:
+        return weight_bytes(self.pipeline.components)
+
+    def decodes_together(self, sessions: Sequence[WanSession]) -> bool:
+        return self._vae.splits_decode((len(sessions), *sessions[0].latents.shape[1:]))
+
     def decode(self, sessions: Sequence[WanSession]) -> Sequence[Frames]:
         vae = self.pipeline.vae
         latents = torch.cat([s.latents for s in sessions]).to(vae.device, vae.dtype)
         latents = latents / self._inverse_std.to(latents) + self._mean.to(latents)
-        video = vae.decode(latents, return_dict=False)[0]
+        video = self._vae.decode(latents)
         frames = self.pipeline.video_processor.postprocess_video(video, output_type="np")
         return list((frames * 255).round().astype("uint8"))
 
 
-def load(directory: Path, config: ModelConfig) -> WanFamily:
-    """The pipeline in `directory` on the configured device; safetensors only."""
-    device = device_of(config)
+def load(directory: Path, config: EngineConfig, mesh: Mesh) -> WanFamily:
+    """This rank's part of the pipeline in `directory`, on its device; safetensors only."""
+    dtypes = dtypes_of(config.model, mesh.device)
+    shared = load_encoders(directory, mesh, dtypes["text_encoder"], mesh.device)
     pipeline = WanPipeline.from_pretrained(
-        directory,
-        dtype=dtypes_of(config, device),
-        use_safetensors=True,
-        local_files_only=True,
-    ).to(device)
+        directory, dtype=dtypes, use_safetensors=True, local_files_only=True, **shared
+    )
+    place(pipeline.components, config.model, mesh.device)
     pipeline.set_progress_bar_config(disable=True)
-    return WanFamily(pipeline, config.prompt_cache_entries)
+    return WanFamily(pipeline, mesh, config)

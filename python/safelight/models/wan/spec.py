@@ -9,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from safelight.errors import ConfigError
+from safelight.models import plans
 from safelight.models.card import ModelCard, Range
 from safelight.models.registry import read_json
+from safelight.parallel import encoders, vaes
+from safelight.parallel.layout import Capabilities
 
 MAX_TOKENS = 400_000  # above 1280x720 with 201 frames, far beyond what Wan was trained on
 
@@ -43,6 +46,22 @@ def card(directory: Path, name: str) -> ModelCard:
         num_frames=Range(1, 1 + 1000 // temporal * temporal, temporal),
         max_tokens=MAX_TOKENS,
         patch=(temporal, spatial * rows, spatial * columns),
+    )
+
+
+def capabilities(directory: Path) -> Capabilities:
+    """What of the pipeline in `directory` can be shared out over ranks."""
+    transformer = read_json(directory / "transformer" / "config.json")
+    encoder_heads, encoders_whole = encoders.survey(directory)
+    heads = plans.heads(transformer)
+    return Capabilities(
+        transformer="WanTransformer3DModel",
+        heads=heads,
+        width=heads * transformer["attention_head_dim"],
+        feed_forward=transformer["ffn_dim"],
+        encoder_heads=encoder_heads,
+        encoders_whole=encoders_whole,
+        vae=vaes.why_whole(vaes.read(directory)),
     )
 
 

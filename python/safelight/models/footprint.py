@@ -1,0 +1,90 @@
+"""What a model needs of each device: read from the headers of its weights, without loading them."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from safelight.config import EngineConfig, Precision
+from safelight.errors import ConfigError
+from safelight.models.registry import load_capabilities, load_card, model_directory
+from safelight.parallel.layout import Capabilities, Layout
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_STREAMS = 10
+"""Tensors of the hidden width that a transformer block holds at once: its input, the residual, the
+normalised, queries, keys, values, their rotated copies, and the attention's output."""
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one rank."""
+
+    weights: dict[str, int]
+    """By component, as this layout shares them out."""
+    activations: int
+    """Estimate for one forward of the largest default request: hidden and feed-forward streams."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.weights.values()) + self.activations
+
+
+def parameters(directory: Path) -> dict[str, int]:
+    """Elements of the weights in safetensors files, by component. Raises `ConfigError`."""
+    return {
+        folder.name: sum(map(_elements, files))
+        for folder in sorted(directory.iterdir())
+        if folder.is_dir() and (files := sorted(folder.glob("*.safetensors")))
+    }
+
+
+def _elements(path: Path) -> int:
+    """Elements in one file; its header is JSON behind a length of eight bytes (safetensors)."""
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        except (struct.error, ValueError) as failure:
+            raise ConfigError(f"{path} is not a safetensors file: {failure}.") from failure
+    return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+
+
+def footprint(config: EngineConfig, layout: Layout, *, cuda: bool) -> Footprint:
+    """What a rank of `layout` needs. Raises `ConfigError` if there is no such model."""
+    model = load_capabilities(config)
+    elements = parameters(model_directory(config.model.model_path))
+    precisions = _precisions(config, cuda)
+    weights = {}
+    for component, count in elements.items():
+        shared = layout.tp if component in model.encoder_heads else 1
+        weights[component] = count * precisions.get(component, precisions["default"]) // shared
+    return Footprint(weights=weights, activations=_activations(config, layout, model, precisions))
+
+
+def _precisions(config: EngineConfig, cuda: bool) -> dict[str, int]:
+    """Bytes of an element by component; `auto` as the loader reads it."""
+    transformer = _width(config.model.dit_precision, 2 if cuda else 4)
+    encoder = _width(config.model.text_encoder_precision, transformer)
+    return {
+        "transformer": transformer,
+        "text_encoder": encoder,
+        "vae": _width(config.model.vae_precision, 4),
+        "default": transformer,
+    }
+
+
+def _width(precision: Precision, default: int) -> int:
+    return default if precision == "auto" else _BYTES[precision]
+
+
+def _activations(
+    config: EngineConfig, layout: Layout, model: Capabilities, precisions: Mapping[str, int]
+) -> int:
+    card = load_card(msgspec.structs.replace(config, parallel=type(config.parallel)()))
+    tokens = math.ceil(card.tokens(card.resolve({})) / layout.sp)
+    return tokens * (_STREAMS * model.width + 2 * model.feed_forward) * precisions["transformer"]

@@ -1,0 +1,83 @@
+"""What is known of transformers by their class: how their sequence is split, and what forbids it.
+
+Data only, and no torch: the entrypoint checks a layout with it. Only what `test_sequence.py`
+compares with one rank is here; of a class that is not, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from safelight.errors import ConfigError
+from safelight.parallel.plan import Gather, SequencePlan, Split
+
+Masks = Literal["never", "mixed", "always"]
+"""Whether attention takes a mask: `mixed` if samples with prompts of different lengths share a
+forward, and not otherwise."""
+
+
+class Transformer(msgspec.Struct, frozen=True, kw_only=True):
+    """One class of transformers."""
+
+    plan: SequencePlan = SequencePlan()
+    """Of its sequence."""
+    heads: str = "num_attention_heads"
+    """Key of `config.json` with the number of attention heads."""
+    masks: Masks = "never"
+
+
+TRANSFORMERS = {
+    "FluxTransformer2DModel": Transformer(),
+    "Flux2Transformer2DModel": Transformer(),
+    "LTXVideoTransformer3DModel": Transformer(plan=SequencePlan(masks_repeat=True), masks="always"),
+    "QwenImageTransformer2DModel": Transformer(masks="mixed"),
+    "WanTransformer3DModel": Transformer(),
+    # Image and text are refined apart and whole, then joined: there the split begins. The joined
+    # sequence is padded to a multiple of 32.
+    "ZImageTransformer2DModel": Transformer(
+        plan=SequencePlan(
+            modules={
+                "layers.0": {"x": Split(1)},
+                "layers.*": {"attn_mask": Split(1), "freqs_cis": Split(1)},
+                "all_final_layer.2-1": Gather(1),
+            },
+            attention=("layers",),
+        ),
+        heads="n_heads",
+        masks="mixed",
+    ),
+}
+
+
+def plan_of(class_name: str) -> SequencePlan | None:
+    """How the sequence of this class is split; None if that is not known."""
+    known = TRANSFORMERS.get(class_name)
+    return None if known is None else known.plan
+
+
+def sequence(class_name: str) -> bool:
+    """Whether the sequence of this class can be split."""
+    return class_name in TRANSFORMERS
+
+
+def masked(class_name: str, *, mixed: bool = True) -> bool:
+    """Whether the attention of this class may take a mask, which rules out ring attention.
+
+    `mixed`: whether prompts of different lengths may share a forward, which depends on the family.
+    """
+    known = TRANSFORMERS.get(class_name, Transformer())
+    return known.masks == "always" or (mixed and known.masks == "mixed")
+
+
+def heads(config: Mapping[str, Any]) -> int:
+    """Attention heads of a transformer, from its `config.json`. Raises `ConfigError` if the number
+    is not in it."""
+    name = config.get("_class_name", "The transformer")
+    key = TRANSFORMERS.get(name, Transformer()).heads
+    number = config.get(key)
+    if not isinstance(number, int):
+        raise ConfigError(f"{name} does not say how many attention heads it has: no '{key}'.")
+    return number

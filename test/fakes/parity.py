@@ -1,0 +1,101 @@
+"""Whole requests on real ranks: what N ranks make of them, to be compared with one.
+
+The functions here run on the ranks of a pool (`fakes.ranks`), or, with a world of one, in the
+calling process. Models stay loaded from one call to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from safelight import config as configuration
+from safelight.models.registry import load_family
+from safelight.parallel.layout import complete
+from safelight.parallel.mesh import Mesh
+from safelight.request import SampleSpec
+from safelight.wire.messages import Encode, Plan, Step
+from safelight.worker.executor import Executor
+
+CPU = torch.device("cpu")
+Settings = tuple[tuple[str, Any], ...]
+"""Flat engine settings, hashable."""
+
+
+@cache
+def _loaded(settings: Settings) -> tuple[Any, Mesh]:
+    config = configuration.build({"device": "cpu", **dict(settings)})
+    layout = complete(config.parallel)
+    mesh = Mesh.single(CPU) if layout.group_size == 1 else Mesh.create(layout, CPU)
+    return load_family(config, mesh), mesh
+
+
+def forget(rank: int) -> None:
+    """Free the models."""
+    _loaded.cache_clear()
+
+
+@torch.inference_mode()
+def generate(
+    rank: int, settings: Settings, specs: Sequence[SampleSpec], together: bool
+) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, int]]:
+    """Float latents and frames of every sample, and the bytes that this rank sent.
+
+    `together`: all in one batch; else one after another. Frames are uint8 on every rank where the
+    VAE is split, else on rank 0 alone.
+    """
+    family, mesh = _loaded(settings)
+    mesh.traffic.take()
+    sessions = [family.begin(spec, family.encode(spec)) for spec in specs]
+    for batch in [sessions] if together else [[s] for s in sessions]:
+        for _ in range(batch[0].spec.sampling.num_inference_steps):
+            family.step(batch)
+    frames: list[np.ndarray] = []
+    if family.decodes_together(sessions) or mesh.rank == 0:
+        frames = float_frames(family, sessions)
+    return [s.latents.numpy() for s in sessions], frames, mesh.traffic.take()
+
+
+def float_frames(family: Any, sessions: list[Any]) -> list[np.ndarray]:
+    """Frames before rounding: float32 [T, H, W, 3] in [0, 1]."""
+    processor, kept = family.pipeline.video_processor, []
+    original = processor.postprocess_video
+
+    def keep(video: torch.Tensor, **kwargs: object) -> np.ndarray:
+        kept.append(original(video, **kwargs))
+        return kept[-1]
+
+    processor.postprocess_video = keep
+    try:
+        family.decode(sessions)
+    finally:
+        del processor.postprocess_video
+    return list(kept[0])
+
+
+def execute(rank: int, settings: Settings, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
+    """Execute a recorded schedule; the latents of samples after each of their steps' last.
+
+    Every sample that was begun is in the result with its newest latents, cancelled ones too.
+    """
+    family, mesh = _loaded(settings)
+    executor = Executor(family, mesh, lambda spec, frames: None)
+    latents: dict[str, np.ndarray] = {}
+    for plan in plans:
+        executor.release(plan.release)
+        failures = executor.execute(plan)
+        assert failures == (), failures
+        if isinstance(plan, Encode | Step):
+            for name in executor.samples:
+                session = executor._sessions[name]
+                latents[f"{name}@{session.index}"] = session.latents.numpy()
+    return latents
+
+
+def weights(rank: int, settings: Settings) -> dict[str, int]:
+    """Bytes of weights on this rank."""
+    return _loaded(settings)[0].weights()
