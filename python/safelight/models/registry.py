@@ -17,6 +17,7 @@ from safelight.builtin import builtin_model
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError
 from safelight.models.card import CardOverrides, ModelCard
+from safelight.parallel import providers, vaes
 from safelight.parallel.layout import Capabilities, check, complete
 
 if TYPE_CHECKING:
@@ -93,12 +94,30 @@ def load_card(config: EngineConfig) -> ModelCard:
     directory = model_directory(config.model.model_path)
     spec = importlib.import_module(_family_package(directory) + ".spec")
     layout = complete(config.parallel)
-    check(layout, spec.capabilities(directory))
+    capabilities = spec.capabilities(directory)
+    check(layout, capabilities)
+    _check_backends(config, capabilities)
     overrides = CardOverrides.read(directory)
     name = config.model_name if config.model.served_model_name else overrides.name
     card: ModelCard = spec.card(directory, name or config.model_name)
     card = overrides.apply(card)
-    return msgspec.structs.replace(card, shards=layout.sp, even_shards=layout.even)
+    even = layout.even or config.parallel.sequence_parallel_backend == "xfuser"
+    return msgspec.structs.replace(card, shards=layout.sp, even_shards=even)
+
+
+def _check_backends(config: EngineConfig, model: Capabilities) -> None:
+    """Raise `ConfigError` if what shall do the work cannot."""
+    parallel = config.parallel
+    if parallel.vae_parallel == "on" and model.vae:
+        raise vaes.impossible(model.vae)
+    reason = providers.refusal(parallel.sequence_parallel_backend, config.model.device)
+    if not reason and parallel.sequence_parallel_backend == "xfuser" and model.masked:
+        reason = (
+            f"--sequence-parallel-backend xfuser: {model.transformer} takes an attention mask, "
+            "which it ignores; use --sequence-parallel-backend diffusers"
+        )
+    if reason:
+        raise ConfigError(reason, param="sequence_parallel_backend")
 
 
 def load_family(config: EngineConfig, mesh: Mesh | None = None) -> Family:

@@ -71,7 +71,13 @@ def _mesh(child: Child, device: torch.device, world_size: int) -> Mesh:
     parallel = child.config.parallel
     meeting = os.environ["SAFELIGHT_RENDEZVOUS"]
     mesh.join(device, meeting, int(os.environ["RANK"]), world_size, parallel.collective_timeout)
-    return mesh.Mesh.create(complete(parallel), device)
+    created = mesh.Mesh.create(complete(parallel), device)
+    if parallel.sequence_parallel_backend == "xfuser":
+        from safelight.parallel import xfuser_backend
+
+        xfuser_backend.require(device)
+        xfuser_backend.install(created)
+    return created
 
 
 def _quiet() -> None:

@@ -155,3 +155,26 @@ def test_the_table_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "fail  [used]" in out
     assert "→ Do this." in out
+
+
+def test_the_layouts_that_fit_and_their_memory() -> None:
+    layout, *others = checks.layouts(config(num_gpus=4, device="cpu"))
+    assert (layout.name, layout.status) == ("layout", "ok")
+    assert "--ulysses-degree 4 --ring-degree 1" in layout.found
+    assert "MiB a rank (text_encoder" in layout.found
+    fits = [check.found.partition(":")[0] for check in others]
+    assert "--num-gpus 4 --ulysses-degree 2 --ring-degree 2 --tp-size 4" in fits
+    assert "--num-gpus 4 --dp-size 4" in fits
+
+
+def test_a_layout_that_does_not_fit_and_those_that_do() -> None:
+    layout, *others = checks.layouts(config(num_gpus=8, ulysses_degree=8, device="cpu"))
+    assert layout.status == "fail"
+    assert "4 attention heads" in layout.found
+    assert any("--ulysses-degree 4 --ring-degree 2" in check.found for check in others)
+
+
+def test_degrees_that_contradict_each_other() -> None:
+    (layout,) = checks.layouts(config(num_gpus=3, ulysses_degree=2))
+    assert layout.status == "fail"
+    assert "does not divide" in layout.found

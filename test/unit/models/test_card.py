@@ -10,7 +10,7 @@ import pytest
 
 from safelight import config as configuration
 from safelight.errors import ConfigError, InvalidRequest, UnknownField
-from safelight.models.card import Range
+from safelight.models.card import ModelCard, Range
 from safelight.models.registry import load_card
 from safelight.request import Sampling
 
@@ -116,3 +116,46 @@ def test_a_broken_override_file_is_named(tmp_path: Path, tiny_wan_directory: Pat
     (copy / "safelight.json").write_text('{"limit": 3}')
     with pytest.raises(ConfigError, match=r"safelight\.json is not valid"):
         load_card(configuration.build({"model_path": str(copy)}))
+
+
+def parallel_card(**degrees: int) -> ModelCard:
+    return load_card(configuration.build({"device": "cpu", **degrees}))
+
+
+def test_a_size_whose_tokens_ranks_cannot_share_names_those_that_fit() -> None:
+    card = parallel_card(ulysses_degree=2, ring_degree=2)
+    assert card.resolve({"width": 64, "height": 48, "num_frames": 1})  # 12 tokens
+    with pytest.raises(InvalidRequest, match="4 ranks") as refused:
+        card.resolve({"width": 48, "height": 48, "num_frames": 1})
+    assert "9 tokens" in str(refused.value)
+    for size in ("48x64", "64x48", "32x32"):
+        assert size in str(refused.value)
+        width, height = map(int, size.split("x"))
+        assert card.resolve({"width": width, "height": height, "num_frames": 1})
+
+
+def test_ulysses_or_ring_alone_take_what_does_not_divide_but_not_too_little() -> None:
+    for degrees in ({"ulysses_degree": 2}, {"ring_degree": 2}):
+        assert parallel_card(**degrees).resolve({"width": 48, "height": 48, "num_frames": 1})
+    with pytest.raises(InvalidRequest, match="16 ranks"):
+        parallel_card(ring_degree=16).resolve({"width": 32, "height": 48, "num_frames": 1})
+
+
+def test_a_card_in_a_layout_the_model_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="4 attention heads"):
+        parallel_card(ulysses_degree=3)
+    with pytest.raises(ConfigError, match="text_encoder"):
+        parallel_card(num_gpus=8, ring_degree=8, tp_size=8)
+
+
+def test_a_vae_that_cannot_be_split_is_refused_when_that_was_asked(
+    tiny_wan_directory: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_wan_directory, directory)
+    path = directory / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "Other"}))
+    settings = {"model_path": str(directory), "num_gpus": 2}
+    assert load_card(configuration.build(settings))
+    with pytest.raises(ConfigError, match="--vae-parallel on"):
+        load_card(configuration.build({**settings, "vae_parallel": "on"}))
