@@ -8,15 +8,16 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from rich.console import Console
-from rich.table import Table
 
 from safelight.config import EngineConfig
 from safelight.wire.messages import GroupStatus, PlanDone, RankInfo
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class BenchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,9 +76,11 @@ def bench(config: EngineConfig, sampling: Mapping[str, Any], options: BenchOptio
     if options.json:
         print(json.dumps(msgspec.to_builtins(figures), indent=2))
         return 0
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(_summary(figures))
+    print(_summary(figures))
     if options.ranks:
+        from rich.console import Console
+
+        console = Console(file=sys.stdout, highlight=False)
         console.print(_rank_table(figures.ranks))
         console.print(_traffic_table(figures.ranks))
     return 0
@@ -195,6 +198,8 @@ def _traffic_table(ranks: Sequence[RankFigures]) -> Table:
 
 
 def _table(*headings: str) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in headings[:2] else "right")

@@ -304,7 +304,7 @@ def layouts(config: EngineConfig) -> Iterator[Check]:
     if reasons:
         yield fail("layout", ". ".join(reasons), "Choose one of the layouts below.")
     else:
-        yield ok("layout", f"{layout.flags()}: {memory_of(config, layout)}")
+        yield ok("layout", f"{layout.flags()}: {memory_of(config, layout, parts=True)}")
     if total is None and layout.num_gpus == 1:
         return
     found = fitting(layout.num_gpus, capabilities)
@@ -315,13 +315,16 @@ def layouts(config: EngineConfig) -> Iterator[Check]:
         yield warn("fits", f"no layout uses {layout.num_gpus} devices", advice)
 
 
-def memory_of(config: EngineConfig, layout: Layout) -> str:
+def memory_of(config: EngineConfig, layout: Layout, *, parts: bool = False) -> str:
     """What each rank needs, for people."""
     from safelight.models.footprint import footprint
 
     need = footprint(config, layout, cuda=_on_cuda(config))
-    parts = ", ".join(f"{name} {_size(count)}" for name, count in need.weights.items())
-    return f"{_size(need.total)} a rank ({parts}, activations about {_size(need.activations)})"
+    total = f"{_size(need.total)} a rank"
+    if not parts:
+        return total
+    weights = ", ".join(f"{name} {_size(count)}" for name, count in need.weights.items())
+    return f"{total} ({weights}, activations about {_size(need.activations)})"
 
 
 def _on_cuda(config: EngineConfig) -> bool:
