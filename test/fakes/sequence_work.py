@@ -92,3 +92,14 @@ def alternate(rank: int, layout: Layout) -> list[float]:
         found = zoo.output(transformer, inputs)
         differences.append(float((found - zoo.output(alone, inputs)).abs().max()))
     return differences
+
+
+def twice(rank: int, layout: Layout) -> str:
+    """What is said to splitting one transformer again."""
+    transformer = zoo.build("Wan")
+    SequenceParallel.apply(transformer, mesh_of(layout))
+    try:
+        SequenceParallel.apply(transformer, mesh_of(layout))
+    except ConfigError as failure:
+        return str(failure)
+    return "nothing"

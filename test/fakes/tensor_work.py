@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 import torch
+import transformers
 
 from fakes import encoders_zoo
 from safelight.parallel import tensor
@@ -43,7 +44,8 @@ class Shared(NamedTuple):
     encoded: Encoded
     nbytes: int
     traffic: dict[str, int]
-    kind: str
+    own: bool
+    """Whether the encoder is of transformers' own class."""
     dtypes: set[str]
     plain: bool
     """Whether outputs are tensors, and weights nobody's to train."""
@@ -80,7 +82,7 @@ def share(
         encode(model),
         nbytes(model),
         traffic,
-        f"{type(model).__module__}.{type(model).__qualname__}",
+        type(model) is getattr(transformers, type(model).__name__),
         {f"{name.rsplit('.', 2)[-2]} {p.dtype}" for name, p in model.named_parameters()},
         plain,
     )

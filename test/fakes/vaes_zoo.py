@@ -74,13 +74,14 @@ def _hunyuan_video_15() -> Any:
     )
 
 
-def _ltx2() -> Any:
+def _ltx2(timestep: bool = False) -> Any:
     return AutoencoderKLLTX2Video(
         latent_channels=4,
         block_out_channels=(8, 16, 16, 16),
         decoder_block_out_channels=(8, 16, 32),
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1),
+        timestep_conditioning=timestep,
         spatial_compression_ratio=32,
         temporal_compression_ratio=8,
     )
@@ -114,14 +115,24 @@ ZOO: dict[str, Callable[[], Any]] = {
 }
 """Name -> builder. A name is a class, with what is special about the variant in brackets."""
 
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "AutoencoderKLLTX2Video (timestep)": lambda: _ltx2(timestep=True),
+}
+"""For single tests, not for the table."""
+
 
 def build(name: str) -> Any:
     """The VAE of that name with the same weights every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ZOO[name]().eval()
+        return (ZOO | VARIANTS)[name]().eval()
 
 
 def is_flat(vae: Any) -> bool:
     """Whether it takes pictures, [samples, channels, rows, columns], not videos."""
     return isinstance(vae, AutoencoderKL | AutoencoderKLFlux2)
+
+
+def frames(vae: Any) -> int:
+    """A number of frames that a video VAE takes, and makes more than one latent frame of."""
+    return 9 if isinstance(vae, AutoencoderKLLTX2Video) else 5

@@ -176,6 +176,17 @@ def plan(directory: Path, component: str, ranks: int) -> Family:
     return FAMILIES[config["model_type"]]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """An encoder's safetensors files; not those of variants, which may lie beside them.
+
+    Raises `ConfigError` if there are none.
+    """
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    index = _read(folder / "model.safetensors.index.json")
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `ConfigError` if there is none."""
     try:

@@ -130,10 +130,7 @@ def _own(model: nn.Module, mapped: set[int], device: torch.device) -> None:
 
 def _shares(folder: Path, family: Family, peers: Peers) -> Iterator[tuple[str, torch.Tensor]]:
     """This rank's part of every tensor in the folder's safetensors files, as views of them."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder} has no safetensors files.", param="model_path")
-    for path in files:
+    for path in encoders.weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  it is no mapping
                 layer, _, parameter = key.rpartition(".")

@@ -2,12 +2,13 @@
 
 diffusers' hooks split and gather the sequence as always. The attention between them is xfuser's
 USP (Unified Sequence Parallelism): all-to-alls over `ulysses`, a ring over `ring`, and the kernel
-that xfuser finds best on the device. Of its two attentions it is the one that works on any module;
-`xFuserLongContextAttention` is for those that xfuser has wrapped itself.
+that xfuser finds best on the device; flash-attn is used if it is there. xfuser's other attention,
+`xFuserLongContextAttention`, is made for flash-attn and opts out of torch.compile.
 
 Written against the source of xfuser 0.7.0 and yunchang 0.6.4; what is relied on is named where it
-is. Never run on CUDA: `test/gpu/test_xfuser.py` is there to be. xfuser is imported by `install`
-alone, as it neither imports nor works without a device.
+is. Its groups, runtime state and USP have run so over gloo on the CPU, with a CPU kernel put in the
+place of its own; never on CUDA, for which `test/gpu/test_xfuser.py` is there. xfuser is imported by
+`install` alone: it imports on machines with a device only.
 """
 
 from __future__ import annotations
