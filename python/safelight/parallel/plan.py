@@ -15,8 +15,6 @@ class Split(msgspec.Struct, frozen=True):
     """Every rank goes on with its part of a tensor, cut along `dim`."""
 
     dim: int
-    dims: int | None = None
-    """Tensors of another number of dimensions are left whole."""
 
 
 class Gather(msgspec.Struct, frozen=True):
@@ -25,8 +23,8 @@ class Gather(msgspec.Struct, frozen=True):
     dim: int
 
 
-Splits = Mapping[str | int, Split]
-"""A parameter of `forward`, or the place of a tensor in what it returns -> how it is split."""
+Splits = Mapping[str, Split]
+"""Parameter of the module's `forward` -> how it is split. None stays None."""
 
 
 class SequencePlan(msgspec.Struct, frozen=True, kw_only=True):

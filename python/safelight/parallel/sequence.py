@@ -134,9 +134,4 @@ def _modules(transformer: Any, plan: SequencePlan) -> Mapping[str, Any]:
 def _translated(action: Splits | Gather) -> Any:
     if isinstance(action, Gather):
         return ContextParallelOutput(gather_dim=action.dim)
-    return {
-        key: ContextParallelInput(
-            split_dim=split.dim, expected_dims=split.dims, split_output=isinstance(key, int)
-        )
-        for key, split in action.items()
-    }
+    return {name: ContextParallelInput(split_dim=split.dim) for name, split in action.items()}

@@ -60,7 +60,7 @@ def test_ulysses_gives_the_bits_for_wan(rows: list[Row]) -> None:
 
 def test_what_would_be_wrong_is_refused_by_every_rank_alike(rows: list[Row]) -> None:
     refused = [row for row in rows if expected_refusal(row)]
-    assert len(refused) > 30
+    assert len(refused) == 26
     for row in refused:
         assert row.difference is None, row
         assert expected_refusal(row) in row.refusal
@@ -155,7 +155,7 @@ def test_masks_by_head_or_query_or_of_other_keys_are_refused(shape: tuple[int, .
 
 def test_a_mask_that_repeats_by_head_is_admitted_once() -> None:
     """Contiguous, as NCCL wants it."""
-    mask = torch.randn(2, 1, 1, 5).expand(2, 3, 1, 5)
+    mask = torch.randn(2, 1, 1, 10)[..., ::2].expand(2, 3, 1, 5)
     once = admitted(mask, masks_repeat=True)
     assert once is not None
     assert torch.equal(once, mask[:, :1])
@@ -208,11 +208,9 @@ def test_a_plan_that_names_no_attention_is_refused() -> None:
         applied(zoo.build("Wan"), SequencePlan(attention=("layers",)))
 
 
-def test_it_is_split_once() -> None:
-    transformer = zoo.build("Wan")
-    transformer._parallel_config = object()
-    with pytest.raises(ConfigError, match="has been made parallel before"):
-        applied(transformer)
+def test_it_is_split_once(two_ranks: RankPool) -> None:
+    for said in two_ranks.run(sequence_work.twice, Layout(ulysses=2)):
+        assert said == "This WanTransformer3DModel has been made parallel before."
 
 
 def test_what_is_refused_is_left_as_it_was() -> None:

@@ -7,7 +7,7 @@ import pytest
 from fakes.ranks import RankPool
 from fakes.sequence_work import Case, compare
 from safelight.parallel.layout import Layout
-from safelight.parallel.volume import sent
+from safelight.parallel.volume import Forward, sent
 from tools import communication, documents
 
 
@@ -30,6 +30,15 @@ def test_the_formulas_count_what_is_sent(
     for outcomes in pool.run(compare, cases):
         for case, outcome in zip(cases, outcomes, strict=True):
             assert outcome.sent == sent(layout, communication.tiny(case.batch))
+
+
+def test_z_image_sends_from_its_joint_layers_only(two_ranks: RankPool) -> None:
+    """Not from the refiners before: there every rank has the whole sequence."""
+    forward = Forward(tokens=64, layers=2, hidden=64, outputs=16, itemsize=4)
+    layouts = (Layout(ulysses=2), Layout(ring=2))
+    cases = [Case(subject="Z-Image", layout=layout) for layout in layouts]
+    for outcomes in two_ranks.run(compare, cases):
+        assert [o.sent for o in outcomes] == [sent(layout, forward) for layout in layouts]
 
 
 def test_one_rank_sends_nothing() -> None:
