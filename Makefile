@@ -34,9 +34,10 @@ docs: $(STAMP)
 	cd test && ../$(BIN)/python -m tools.config_reference --write
 	cd test && ../$(BIN)/python -m tools.module_list --write
 
-# The tables of docs/numerics.md that compare many ranks with one; starts rank processes.
+# The tables of docs/numerics.md and docs/communication.md; starts rank processes, takes minutes.
 parity: $(STAMP)
 	cd test && OMP_NUM_THREADS=1 ../$(BIN)/python -m tools.parity --write
+	cd test && OMP_NUM_THREADS=1 ../$(BIN)/python -m tools.communication --write
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmark

@@ -6,7 +6,8 @@ calling process. Models stay loaded from one call to the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -39,6 +40,18 @@ def forget(rank: int) -> None:
     _loaded.cache_clear()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as on the ranks of a pool: more take sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 @torch.inference_mode()
 def generate(
     rank: int, settings: Settings, specs: Sequence[SampleSpec], together: bool
@@ -77,6 +90,7 @@ def float_frames(family: Any, sessions: list[Any]) -> list[np.ndarray]:
     return list(kept[0])
 
 
+@one_thread()
 def execute(rank: int, settings: Settings, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
     """Execute a recorded schedule; the latents of samples after each of their steps' last.
 

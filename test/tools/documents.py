@@ -19,12 +19,31 @@ def main(name: str, text: Callable[[], str]) -> None:
 
 def between(page: str, name: str, text: str) -> str:
     """`page` with what stands between the marks of `name` replaced."""
-    begin, end = f"<!-- {name}: generated -->\n", f"<!-- end of {name} -->\n"
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
+    before, _, after = _parted(page, name)
+    return f"{before}{_begin(name)}\n{text}\n\n{_end(name)}{after}"
+
+
+def cells(page: str, name: str) -> list[list[str]]:
+    """The table between the marks of `name`: its heading and its rows."""
+    lines = _parted(page, name)[1].strip().splitlines()
+    heading, _, *rows = [[c.strip() for c in line.strip("| ").split(" | ")] for line in lines]
+    return [heading, *rows]
+
+
+def _parted(page: str, name: str) -> tuple[str, str, str]:
+    before, found, rest = page.partition(_begin(name))
+    inside, closed, after = rest.partition(_end(name))
     if not found or not closed:
         raise ValueError(f"the page has no marks of {name}")
-    return f"{before}{begin}\n{text}\n\n{end}{after}"
+    return before, inside, after
+
+
+def _begin(name: str) -> str:
+    return f"<!-- {name}: generated -->\n"
+
+
+def _end(name: str) -> str:
+    return f"<!-- end of {name} -->\n"
 
 
 def table(*rows: tuple[str, ...]) -> str:

@@ -8,7 +8,6 @@ and holds it to what the page says.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,12 +26,10 @@ from safelight.errors import ConfigError
 from safelight.models.registry import load_card
 from safelight.parallel.layout import complete
 from safelight.request import SampleSpec
-from tools import documents
+from tools import documents, parity_parts
+from tools.bounds import bound, within
 
 NAME = "numerics.md"
-LARGEST = 1e-4
-"""What no cell may exceed."""
-
 LAYOUTS: Mapping[str, Settings] = {
     "ulysses 2": (("ulysses_degree", 2),),
     "ulysses 4": (("ulysses_degree", 4),),
@@ -86,7 +83,7 @@ class Ranks:
             name: make(directory / f"model-{index}")
             for index, (name, make) in enumerate(MODELS.items())
         }
-        self._pools = pools
+        self.pools = pools
         self._references: dict[tuple[str, bool], list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def cell(self, model: str, layout: str, together: bool) -> Cell:
@@ -97,7 +94,7 @@ class Ranks:
             load_card(config)
         except ConfigError as refused:
             return Cell(refusal=refused.message.partition(". Layouts that fit")[0])
-        pool = self._pools[complete(config.parallel).group_size]
+        pool = self.pools[complete(config.parallel).group_size]
         found = self._on(pool, settings, model, together)
         latents = frames = 0.0
         for mine, reference in zip(found, self._reference(model, together), strict=True):
@@ -145,35 +142,15 @@ class Ranks:
         ]
 
 
-def bound(value: float) -> str:
-    """`value` with half as much again, rounded up to 1, 2 or 5 in its decade: on another processor
-    sums may be taken in another order."""
-    if value == 0:
-        return "0"
-    wanted = 1.5 * value
-    decade = 10.0 ** math.floor(math.log10(wanted))
-    limit = next(step for step in (1, 2, 5, 10) if step * decade >= wanted) * decade
-    if value <= LARGEST < limit:
-        limit = LARGEST
-    return f"≤ {limit:.0e}".replace("e-0", "e-")
-
-
 def holds(cell: Cell, text: str) -> bool:
     """Whether what was measured is what the page says, and the page is not far off either."""
     if cell.refusal:
         return text == cell.refusal
     said = _CELL.fullmatch(text)
     return said is not None and all(
-        _within(value, said[name])
+        within(value, said[name])
         for name, value in (("latents", cell.latents), ("frames", cell.frames))
     )
-
-
-def _within(value: float, said: str) -> bool:
-    if said == "0" or value == 0:
-        return said == "0" and value == 0
-    limit = float(said.removeprefix("≤ "))
-    return limit / 30 <= value <= limit <= LARGEST
 
 
 def row(layout: str, together: bool) -> str:
@@ -183,10 +160,8 @@ def row(layout: str, together: bool) -> str:
 
 def said(page: str, model: str, layout: str) -> str:
     """The cell of the page's table."""
-    rows = [[c.strip() for c in line.strip("| ").split(" | ")] for line in page.splitlines()]
-    heading = next(row for row in rows if row[0] == "layout" and "tiny random Wan" in row)
-    row = next(row for row in rows if row[0] == layout and len(row) == len(heading))
-    return row[heading.index(model)]
+    heading, *rows = documents.cells(page, "families")
+    return next(row for row in rows if row[0] == layout)[heading.index(model)]
 
 
 @contextlib.contextmanager
@@ -214,7 +189,11 @@ def families(made: Ranks) -> str:
 def document() -> str:
     page = (documents.DOCS / NAME).read_text("utf-8")
     with ranks() as made:
-        return documents.between(page, "families", families(made))
+        page = documents.between(page, "families", families(made))
+        for name, (table, headings) in parity_parts.SECTIONS.items():
+            text = parity_parts.text(table(made.pools), headings)
+            page = documents.between(page, name, text)
+    return page
 
 
 if __name__ == "__main__":
