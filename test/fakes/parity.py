@@ -110,6 +110,17 @@ def execute(rank: int, settings: Settings, plans: Sequence[Plan]) -> dict[str, n
     return latents
 
 
+def fail_after(rank: int, settings: Settings, spec: SampleSpec) -> str:
+    """What becomes of a failure on all ranks alike after a whole request."""
+    generate(rank, settings, [spec], False)
+    _, mesh = _loaded(settings)
+    try:
+        with mesh.together():
+            raise ValueError("on all ranks")
+    except ValueError:
+        return "agreed"
+
+
 def weights(rank: int, settings: Settings) -> dict[str, int]:
     """Bytes of weights on this rank."""
     return _loaded(settings)[0].weights()

@@ -306,13 +306,14 @@ def expected_traffic(rank: int, ranks: int, x: torch.Tensor) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def pairs(rank: int, name: str) -> tuple[float, int]:
-    """Four ranks, two and two, every pair with latents of its own: (largest difference, digest)."""
+def pairs(rank: int, name: str) -> Parity:
+    """Four ranks, two and two, every pair with latents of its own."""
     mesh = mesh_of(Layout(cfg=2, ulysses=2))
     ours = ParallelVae(vaes_zoo.build(name), mesh, "on", mesh.group("ulysses"))
-    x = latents(ours.whole, 5 + mesh.index("cfg"))
-    found = compare(ours.decode(x), ours.whole.decode(x).sample, 0)
-    return found.delta, found.digest
+    x = latents(ours.whole, 2 + mesh.index("cfg"))
+    before = mesh.traffic.collectives
+    y = ours.decode(x)
+    return compare(y, ours.whole.decode(x).sample, mesh.traffic.collectives - before)
 
 
 @torch.inference_mode()

@@ -107,7 +107,7 @@ class Ranks:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Latents and frames of every request; the ranks must agree on every bit."""
         found = []
-        for specs in self._requests(model):
+        for specs in self.requests(model):
             first, *others = pool.run(parity.generate, settings, specs, together)
             for other in others:
                 for mine, its in zip(first[0], other[0], strict=True):
@@ -120,12 +120,12 @@ class Ranks:
             settings = (("model_path", self._paths[model]),)
             self._references[model, together] = [
                 pair
-                for specs in self._requests(model)
+                for specs in self.requests(model)
                 for pair in zip(*parity.generate(0, settings, specs, together)[:2], strict=True)
             ]
         return self._references[model, together]
 
-    def _requests(self, model: str) -> list[list[SampleSpec]]:
+    def requests(self, model: str) -> list[list[SampleSpec]]:
         """Batches: two clips, one of them unguided, and a still picture of another size."""
         config = configuration.build({"model_path": self._paths[model]})
         card = load_card(config)

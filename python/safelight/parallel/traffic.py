@@ -30,6 +30,8 @@ class Traffic:
         self._count("all_reduce", axis, 2 * nbytes * (ranks - 1) // ranks)
 
     def send(self, axis: str, nbytes: int) -> None:
+        """One exchange with neighbours: counted on every rank alike, though those at an edge have
+        one neighbour less and send `nbytes` less."""
         self._count("send", axis, nbytes)
 
     def _count(self, collective: str, axis: str, sent: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import AutoencoderKLHunyuanVideo15, AutoencoderKLQwenImage, AutoencoderKLWan
 
 from safelight.parallel import distvae_compat, vaes
 from safelight.parallel.mesh import Mesh
@@ -25,24 +25,30 @@ if TYPE_CHECKING:
 WITH_FEATURE_CACHE = (AutoencoderKLWan, AutoencoderKLQwenImage)
 """Classes that keep features from one frame to the next within a call."""
 
+ONE_BY_ONE = (AutoencoderKLHunyuanVideo15,)
+"""Classes whose attention mask fits one sample only: diffusers can slice the batch for them."""
+
 
 class ParallelVae:
     """`vae` decoded and encoded by all ranks together, or whole by the one that asks.
 
-    All ranks must build it alike, before hooks that move weights are attached; the weights may be
-    moved or cast later through `whole`. Raises `ConfigError` if `mode` is "on" and `vae` cannot be
-    split.
+    All ranks must build it alike, with tiling and slicing as they shall be, and before hooks that
+    move weights are attached; the weights may be moved or cast later through `whole`. Raises
+    `ConfigError` if `mode` is "on" and `vae` cannot be split.
     """
 
     def __init__(
         self, vae: Any, mesh: Mesh, mode: str, group: dist.ProcessGroup | None = None
     ) -> None:
         """`mode` is `--vae-parallel`; `group` is the default one, all of the mesh, if not given."""
+        if isinstance(vae, ONE_BY_ONE):
+            vae.enable_slicing()
         self.whole = vae
         """The VAE as diffusers made it."""
         self.split: Any = None
         """The one that is split; shares all parameters. None if it is never used."""
-        self.reason = vaes.why_whole({**vae.config, "_class_name": type(vae).__name__})
+        self._facts = facts_of(vae)
+        self.reason = vaes.why_whole(self._facts)
         """Why it cannot be split; empty if it can."""
         if not self.reason and not distvae_compat.fits(vae):
             self.reason = f"DistVAE has no adapter for this {type(vae).__name__}"
@@ -55,10 +61,9 @@ class ParallelVae:
             self._divide(group)
 
     def _divide(self, group: dist.ProcessGroup | None) -> None:
-        facts = {**self.whole.config, "_class_name": type(self.whole).__name__}
-        self._compression = vaes.compression(facts)
+        self._compression = vaes.compression(self._facts)
         self.split = _twin(self.whole)
-        distvae_compat.adapt(self.split, group, vaes.narrowing(facts))
+        distvae_compat.adapt(self.split, group, vaes.narrowing(self._facts))
         self._least_rows = distvae_compat.least_rows(self.split) * self._ranks
 
     # ------------------------------------------------------------------ whether all take part
@@ -119,6 +124,11 @@ class ParallelVae:
         finally:
             if isinstance(self.split, WITH_FEATURE_CACHE):
                 self.split.clear_cache()
+
+
+def facts_of(vae: Any) -> vaes.Config:
+    """What `safelight.parallel.vaes` asks of a loaded VAE."""
+    return {**vae.config, "_class_name": type(vae).__name__}
 
 
 def _twin(vae: Any) -> Any:

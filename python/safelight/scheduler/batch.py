@@ -40,18 +40,19 @@ class Batcher:
     cost: CostModel
     fresh: Queue = field(default_factory=Queue)
 
-    def choose(self, groups: Collection[Group], now: float) -> list[tuple[Group, list[Entry]]]:
-        """The samples of a next plan for each group that asks and has something to do.
+    def choose(
+        self, asking: Collection[Group], groups: Collection[Group], now: float
+    ) -> list[tuple[Group, list[Entry]]]:
+        """The samples of a next plan for each of `asking`, of all groups, that has one.
 
         All samples of a plan have the same `next_op`.
         """
         plans, forming = [], []
-        for group in groups:
-            if group.asking:
-                if group.finished and self._decode_now(group):
-                    plans.append((group, self._take_finished(group)))
-                else:
-                    forming.append(group)
+        for group in asking:
+            if group.finished and self._decode_now(group):
+                plans.append((group, self._take_finished(group)))
+            else:
+                forming.append(group)
         # If nobody is dirty, nobody has become more urgent than those who run. If one is, all that
         # ask may be dealt to: what it has not begun is to be had.
         if any(group.dirty for group in forming):
@@ -71,9 +72,6 @@ class Batcher:
     def rank(self, entry: Entry) -> None:
         """Set the place in the order of a sample that begins to wait."""
         entry.work = policy.remaining_work(entry, self.cost)
-        self._refresh(entry)
-
-    def _refresh(self, entry: Entry) -> None:
         entry.urgency = policy.urgency(entry, self.config.priority_seconds)
 
     def _take_finished(self, group: Group) -> list[Entry]:
@@ -99,16 +97,18 @@ class Batcher:
 
     def _give_back(self, group: Group) -> None:
         """What it was dealt and has not begun is fresh again."""
-        for entry in [e for e in group.running if e.planned == 0]:
-            entry.group = None
-            group.held -= 1
-            self.fresh.add(entry)
-        group.running = [e for e in group.running if e.planned > 0]
+        if unbegun := [e for e in group.running if e.planned == 0]:
+            group.running = [e for e in group.running if e.planned > 0]
+            group.held -= len(unbegun)
+            for entry in unbegun:
+                entry.group = None
+                self.fresh.add(entry)
 
     def _draft(self, group: Group) -> Draft:
         """The batch from what the group has: the most urgent, and those of its key that join."""
+        seconds = self.config.priority_seconds
         for entry in group.running:
-            self._refresh(entry)
+            entry.urgency = policy.urgency(entry, seconds)
         lead = min((*group.waiting.head(1), *group.running), key=order, default=None)
         draft = self._empty(group)
         if lead is not None:
@@ -119,8 +119,8 @@ class Batcher:
         """The batch of a group that does not ask now."""
         draft = self._empty(group)
         draft.batch = list(group.running)
-        for entry in draft.batch[:1]:
-            self._refresh(entry)
+        for lead in group.running[:1]:  # it has got more urgent since the batch was formed
+            lead.urgency = policy.urgency(lead, self.config.priority_seconds)
         return draft
 
     def _empty(self, group: Group) -> Draft:

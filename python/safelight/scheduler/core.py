@@ -15,7 +15,7 @@ from safelight.request import Event, SampleSpec
 from safelight.scheduler import forecast
 from safelight.scheduler.batch import Batcher, plan_message
 from safelight.scheduler.cost import CostModel
-from safelight.scheduler.group import Group, Pending
+from safelight.scheduler.group import PLANS_AHEAD, Group, Pending
 from safelight.scheduler.table import Entry
 from safelight.wire import messages as m
 
@@ -97,11 +97,14 @@ class Core:
 
     def _finish(self, now: float) -> list[Command]:
         """Keep every group `PLANS_AHEAD` plans deep."""
-        while plans := self._batcher.choose(self.groups.values(), now):
+        groups = self.groups.values()
+        asking = [g for g in groups if len(g.pending) < PLANS_AHEAD and g.ready]
+        while asking and (plans := self._batcher.choose(asking, groups, now)):
             for group, entries in plans:
                 self._send_plan(group, entries, now)
-        for group in self.groups.values():
-            if group.release and not group.pending and group.ready:
+            asking = [g for g in asking if len(g.pending) < PLANS_AHEAD]
+        for group in groups:
+            if group.release and not group.pending:
                 self._send(group, "drop", [], 0.0, now)
         out, self._out = self._out, []
         return out
@@ -225,7 +228,7 @@ class Core:
     def _condemn(self, group: Group, why: str, now: float) -> None:
         """Have the group started again; its samples go elsewhere when it is lost."""
         self._out.append(ToSupervisor(m.Hung(process=f"workers-{group.index}", detail=why)))
-        group.pending[0].sent = now  # say so once per timeout
+        group.pending[0].sent, group.pending[0].failed = now, None  # say so once per timeout
         if not group.condemned:
             group.condemned = why
             self._tell(group.status())
@@ -239,8 +242,8 @@ class Core:
         pending.answer(message, now)
         # Ranks answer in order, but not in step with each other: plans end in order.
         while group.pending and group.pending[0].answered:
-            if disagreement := group.pending[0].disagreement():
-                self._condemn(group, disagreement, now)
+            if group.pending[0].failed is not None and (why := group.pending[0].disagreement()):
+                self._condemn(group, why, now)
                 return
             self._account(group, group.pending.popleft())
             if group.pending:  # it begins now; the wait behind the last plan was not its own

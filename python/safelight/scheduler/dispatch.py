@@ -48,7 +48,7 @@ class Draft:
     taken: list[Entry] = field(default_factory=list)
     """Fresh samples it was dealt."""
     reluctant: bool = False
-    """Whether it might have taken a sample that waits for a better group, or is that group."""
+    """Whether it left a sample to a better group: it asks again, lest that one does not come."""
 
     @property
     def key(self) -> str | None:
@@ -126,7 +126,7 @@ class Deal:
     see: Callable[[Group], Draft]
     """The batch a bystander runs."""
     now: float
-    _others: list[Draft] | None = None
+    _seen: dict[int, Draft] = field(default_factory=dict)
     _placed: set[int] = field(default_factory=set)
 
     def run(self, fresh: Queue, limit: int) -> None:
@@ -157,19 +157,23 @@ class Deal:
             return
         best = self._best(takers, entry)
         enough = (1 - MARGIN) * best.seconds
-        if patient and entry.work < enough:  # else nobody can be better
-            others = _takers(self._drafts_of_bystanders(), entry)
+        if patient:
+            others = _takers(self._drafts(below=enough - entry.work), entry)
             if others and (other := self._best(others, entry)).seconds < enough:
                 other.draft.take(entry, other.batch)
-                for draft in (other.draft, *(draft for draft, _ in takers)):
+                other.draft.group.dirty = True
+                for draft, _ in takers:
                     draft.reluctant = True
                 return
         best.draft.take(entry, best.batch)
 
-    def _drafts_of_bystanders(self) -> list[Draft]:
-        if self._others is None:
-            self._others = [self.see(group) for group in self.bystanders]
-        return self._others
+    def _drafts(self, below: float) -> list[Draft]:
+        """Of the bystanders that are not so busy that they cannot be better."""
+        groups = [group for group in self.bystanders if group.busy(self.now) < below]
+        for group in groups:
+            if group.index not in self._seen:
+                self._seen[group.index] = self.see(group)
+        return [self._seen[group.index] for group in groups]
 
     def _best(self, takers: list[tuple[Draft, list[Entry]]], entry: Entry) -> Offer:
         offers = (Offer(d.added(entry, batch, self.now), d, batch) for d, batch in takers)

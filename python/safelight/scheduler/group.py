@@ -28,7 +28,7 @@ DISAGREEMENT_PATIENCE = 15.0
 wait for it in a collective for ever."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pending:
     """A plan that was sent and is not answered by every rank."""
 
@@ -84,8 +84,6 @@ class Pending:
         A rank that left a plan earlier than the others has issued fewer collectives than they: from
         then on its messages meet the wrong ones.
         """
-        if self.failed is None:
-            return ""
         for sample in {failure.sample: None for failure in self._failures()}:
             codes = [_code(report, sample) for report in self.reports.values()]
             if len(set(codes)) > 1:
@@ -129,7 +127,7 @@ def _listed(ranks: list[int]) -> str:
     return ", ".join(str(rank) for rank in ranks)
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """One worker group. It is made anew when its ranks are."""
 
@@ -162,11 +160,6 @@ class Group:
     @property
     def ready(self) -> bool:
         return len(self.hellos) == self.world_size and not self.condemned
-
-    @property
-    def asking(self) -> bool:
-        """Whether it can take another plan."""
-        return len(self.pending) < PLANS_AHEAD and self.ready
 
     def find(self, seq: int) -> Pending | None:
         """The plan in flight with this number."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fakes.parity import forget
+from fakes.parity import fail_after, forget
 from fakes.ranks import RankPool
 from tools import documents, parity, parity_parts
 from tools.bounds import LARGEST, bound
@@ -32,6 +32,16 @@ def test_the_cell_of_the_table(made: parity.Ranks, model: str, layout: str, toge
         found = made.cell(model, layout, together)  # see below
     assert max(found.latents, found.frames) <= LARGEST
     assert parity.holds(found, said), f"{found} is not '{said}': make parity"
+
+
+@pytest.mark.parametrize("layout", ["all on 4", "ring, all on 4"])
+def test_ranks_still_agree_on_how_far_they_are(
+    made: parity.Ranks, four_ranks: RankPool, layout: str
+) -> None:
+    """Whatever their place in the layout: else the next bad sample would end the group."""
+    spec = made.requests("`builtin:shapes`")[0][0]
+    said = four_ranks.run(fail_after, parity.LAYOUTS[layout], spec)
+    assert said == ["agreed"] * 4
 
 
 @pytest.mark.parametrize("section", parity_parts.SECTIONS)

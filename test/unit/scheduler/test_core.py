@@ -78,6 +78,18 @@ def test_a_short_job_preempts_a_long_one_and_the_long_one_goes_on() -> None:
     assert world.units["clip.0"] == 52
 
 
+def test_a_short_job_takes_a_place_in_a_full_batch_of_its_key() -> None:
+    world = World.create(max_batch_size=2)
+    world.submit(*(spec(f"long.{i}", steps=30) for i in range(2)))
+    world.run_until(lambda: world.units["long.0"] >= 5)
+    world.submit(spec("short.0", steps=4))
+    world.run_until(lambda: "short.0" in world.ended)
+    assert world.units["long.0"] > world.units["long.1"]  # the last in the order waited
+    world.run()
+    assert max(len(plan.samples) for plan in world.steps) == 2
+    assert set(world.ended) == {"long.0", "long.1", "short.0"}
+
+
 def test_priority_goes_before_shorter_work() -> None:
     world = World.create()
     world.submit(spec("short.0", steps=4, tokens=16), spec("long.0", steps=30, priority=1))

@@ -26,6 +26,8 @@ def context() -> Iterator[zmq.Context[Any]]:
 def every_message() -> list[m.Message]:
     """One of each."""
     sample = spec("a.0")
+    info = m.RankInfo(rank=0, pid=1, device="cpu", peak_memory=9, weights={"vae": 5})
+    cost = m.RankCost(rank=0, seconds=1.0, traffic={"ring.send": 7}, peak_memory=9)
     return [
         m.Attach(),
         m.Submit(samples=(sample,)),
@@ -34,12 +36,36 @@ def every_message() -> list[m.Message]:
         m.Redeliver(samples=("a.0",)),
         m.Load(unfinished=1, backlog=2.0),
         m.GroupStatus(group=0, ready=True, detail=""),
+        m.GroupStatus(group=0, ready=True, detail="", ranks=(info,)),
+        m.PlanDone(group=0, op="step", samples=(), started=0.0, finished=1.0, ranks=(cost,)),
+        m.RankHello(
+            group=0,
+            rank=1,
+            world_size=2,
+            pid=1,
+            load_seconds=0.5,
+            peak_memory=1,
+            timings=(m.Timing(op="step", tokens=80, batch=1, seconds=0.1),),
+            weights={"vae": 5},
+            device="cuda:1",
+        ),
         m.Encode(seq=1, release=(), samples=(sample,)),
         m.Step(seq=2, release=("b.0",), samples=("a.0",)),
         m.Decode(seq=3, release=(), samples=("a.0",)),
         m.Drop(seq=4, release=("a.0",)),
         m.Shutdown(),
         m.Report(group=0, rank=0, seq=1, started=0.0, finished=1.0),
+        m.Report(
+            group=0,
+            rank=1,
+            seq=1,
+            started=0.0,
+            finished=1.0,
+            failures=(m.SampleFailure(sample="a.0", code="x", message=""),),
+            traffic={"ring.send": 7},
+            peak_memory=3,
+        ),
+        m.Hung(process="workers-0", detail="why"),
         m.Ready(process="x", pid=1),
         m.Stop(grace=1.0),
     ]
