@@ -56,10 +56,9 @@ def one_thread() -> Iterator[None]:
 def generate(
     rank: int, settings: Settings, specs: Sequence[SampleSpec], together: bool
 ) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, int]]:
-    """Float latents and frames of every sample, and the bytes that this rank sent.
+    """Float latents and, on rank 0, frames of every sample, and the bytes that this rank sent.
 
-    `together`: all in one batch; else one after another. Frames are uint8 on every rank where the
-    VAE is split, else on rank 0 alone.
+    `together`: all in one batch; else one after another.
     """
     family, mesh = _loaded(settings)
     mesh.traffic.take()
@@ -68,8 +67,10 @@ def generate(
         for _ in range(batch[0].spec.sampling.num_inference_steps):
             family.step(batch)
     frames: list[np.ndarray] = []
-    if family.decodes_together(sessions) or mesh.rank == 0:
+    if mesh.rank == 0:
         frames = float_frames(family, sessions)
+    elif family.decodes_together(sessions):
+        family.decode(sessions)
     return [s.latents.numpy() for s in sessions], frames, mesh.traffic.take()
 
 

@@ -39,8 +39,9 @@ async def ready(manager: Manager) -> dict[str, object]:
 
 
 def _figures(group: GroupStatus) -> dict[str, Any]:
-    """What may be told without a key: process ids are nobody's business."""
+    """What may be told without a key: neither process ids nor which jobs there are."""
     figures = msgspec.to_builtins(group)
+    del figures["detail"]
     for rank in figures["ranks"]:
         del rank["pid"]
     return dict(figures)

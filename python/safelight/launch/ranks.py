@@ -20,7 +20,9 @@ def command(run_dir: Path, ranks: int) -> list[str]:
         "--nnodes=1",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={rendezvous(run_dir) / 'agent'}",
-        "--rdzv-conf=store_type=file",
+        # The file only grows, so the agent shall not say every five seconds that it lives; there is
+        # no other node that would listen.
+        "--rdzv-conf=store_type=file,keep_alive_interval=3600",
         f"--rdzv-id={os.getpid()}",
         f"--nproc-per-node={ranks}",
         "--max-restarts=0",  # the supervisor restarts, so that it is counted in one place

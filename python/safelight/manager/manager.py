@@ -187,7 +187,8 @@ class RequestManager:
         """Why `ready`, or why not, for people."""
         if not self._groups:
             return "no worker group has reported yet"
-        return "; ".join(f"group {g.group}: {g.detail}" for g in self._groups.values())
+        states = {True: "serving", False: "not serving"}
+        return "; ".join(f"group {g.group}: {states[g.ready]}" for g in self.groups)
 
     # -------------------------------------------------------------------------------- accepting
 

@@ -58,7 +58,7 @@ class Family(Protocol):
         ...
 
     def decode(self, sessions: Sequence[Any]) -> Sequence[Frames]:
-        """Finished latents to frames, one array a session."""
+        """Finished latents to frames, one array a session; on ranks beyond the first, anything."""
         ...
 
     def weights(self) -> dict[str, int]:

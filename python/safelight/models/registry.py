@@ -96,7 +96,8 @@ def load_card(config: EngineConfig) -> ModelCard:
     layout = complete(config.parallel)
     capabilities = spec.capabilities(directory)
     check(layout, capabilities)
-    _check_backends(config, capabilities)
+    vaes.check(config.parallel.vae_parallel, vaes.read(directory))
+    _check_backend(config, capabilities)
     overrides = CardOverrides.read(directory)
     name = config.model_name if config.model.served_model_name else overrides.name
     card: ModelCard = spec.card(directory, name or config.model_name)
@@ -105,13 +106,11 @@ def load_card(config: EngineConfig) -> ModelCard:
     return msgspec.structs.replace(card, shards=layout.sp, even_shards=even)
 
 
-def _check_backends(config: EngineConfig, model: Capabilities) -> None:
-    """Raise `ConfigError` if what shall do the work cannot."""
-    parallel = config.parallel
-    if parallel.vae_parallel == "on" and model.vae:
-        raise vaes.impossible(model.vae)
-    reason = providers.refusal(parallel.sequence_parallel_backend, config.model.device)
-    if not reason and parallel.sequence_parallel_backend == "xfuser" and model.masked:
+def _check_backend(config: EngineConfig, model: Capabilities) -> None:
+    """Raise `ConfigError` if what shall compute the attention cannot."""
+    backend = config.parallel.sequence_parallel_backend
+    reason = providers.refusal(backend, config.model.device)
+    if not reason and backend == "xfuser" and model.masked:
         reason = (
             f"--sequence-parallel-backend xfuser: {model.transformer} takes an attention mask, "
             "which it ignores; use --sequence-parallel-backend diffusers"

@@ -64,7 +64,7 @@ def _mesh(child: Child, device: torch.device, world_size: int) -> Mesh:
     from safelight.parallel.layout import complete
 
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     if world_size == 1:
         return mesh.Mesh.single(device)
     child.starting("meeting the other ranks")
@@ -75,7 +75,6 @@ def _mesh(child: Child, device: torch.device, world_size: int) -> Mesh:
     if parallel.sequence_parallel_backend == "xfuser":
         from safelight.parallel import xfuser_backend
 
-        xfuser_backend.require(device)
         xfuser_backend.install(created)
     return created
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from safelight.parallel.mesh import Mesh
 
 logger = log.get(__name__)
+
+OUT_OF_MEMORY = "out_of_memory"
 
 MODEL_ERRORS = (
     ArithmeticError,
@@ -46,8 +49,10 @@ class Executor:
         self._mesh = mesh
         self._deliver = deliver
         self._sessions: dict[str, Any] = {}
-        self._decoded: dict[str, Frames] = {}
-        """Frames of the running plan."""
+        self._decoded: dict[str, Frames | None] = {}
+        """Of the running plan; frames are on rank 0 only."""
+        self.acting: tuple[str, ...] = ()
+        """Samples it works on, or that it ended with."""
 
     @property
     def samples(self) -> list[str]:
@@ -63,6 +68,7 @@ class Executor:
     def execute(self, plan: Plan) -> tuple[SampleFailure, ...]:
         """Run one plan. Samples that fail, fail alone, and are dropped."""
         failures: dict[str, SampleFailure] = {}
+        self._seq = plan.seq
         if isinstance(plan, Encode):
             for spec in plan.samples:
                 self._guard(spec.id, failures, self._begin, spec)
@@ -84,14 +90,7 @@ class Executor:
             act(argument)
         except MODEL_ERRORS as failure:
             logger.warning("sample failed", sample=sample, exc_info=True)
-            code = failure.code if isinstance(failure, GenerationFailed) else None
-            if isinstance(failure, torch.OutOfMemoryError):
-                code = "out_of_memory"
-            failures[sample] = SampleFailure(
-                sample=sample,
-                code=code or "generation_failed",
-                message=f"{type(failure).__name__}: {failure}"[:500],
-            )
+            failures[sample] = told(sample, failure)
 
     def _batch(
         self,
@@ -119,32 +118,41 @@ class Executor:
             if session.index == before[name] and name not in self._decoded:
                 self._guard(session.spec.id, failures, act, [session])
 
+    @contextlib.contextmanager
+    def _together(self, *samples: str) -> Iterator[None]:
+        """Work of all ranks; what fails in it fails on all of them, or this rank ends."""
+        self.acting = samples
+        with self._mesh.together(self._seq):
+            yield
+
     def _begin(self, spec: SampleSpec) -> None:
-        with self._mesh.together():
+        with self._together(spec.id):
             conditioning = self._family.encode(spec)
             self._sessions[spec.id] = self._family.begin(spec, conditioning)
 
     def _step(self, sessions: list[Any]) -> None:
-        with self._mesh.together():
+        with self._together(*(session.spec.id for session in sessions)):
             self._family.step(sessions)
 
     def _decode_and_deliver(
         self, samples: Sequence[str], failures: dict[str, SampleFailure]
     ) -> None:
         sessions = [self._sessions[name] for name in samples if name in self._sessions]
-        if self._family.decodes_together(sessions):
+        if sessions and self._family.decodes_together(sessions):
             self._batch(samples, failures, self._decode_together)
-        elif self._mesh.rank == 0:  # the others go on, and wait for it at the next collective
-            self._batch(samples, failures, self._decode)
+        else:
+            if self._mesh.rank == 0:
+                self._batch(samples, failures, self._decode)
+            self._mesh.meet()
         decoded, self._decoded = self._decoded, {}
-        if self._mesh.rank == 0:
-            # Apart from the decoding: that memory is short here is no concern of other ranks.
-            for name, frames in decoded.items():
+        # Apart from the decoding: that memory is short here is no concern of other ranks.
+        for name, frames in decoded.items():
+            if frames is not None:
                 spec = self._sessions[name].spec
                 self._guard(name, failures, lambda pair: self._deliver(*pair), (spec, frames))
 
     def _decode_together(self, sessions: list[Any]) -> None:
-        with self._mesh.together():
+        with self._together(*(session.spec.id for session in sessions)):
             self._decode(sessions)
 
     def _decode(self, sessions: list[Any]) -> None:
@@ -154,5 +162,21 @@ class Executor:
                     "The latents are not finite; the model overflowed in this precision.",
                     code="non_finite",
                 )
-        for session, frames in zip(sessions, self._family.decode(sessions), strict=True):
+        made = self._family.decode(sessions)
+        if self._mesh.rank != 0:
+            self._decoded |= {session.spec.id: None for session in sessions}
+            return
+        for session, frames in zip(sessions, made, strict=True):
             self._decoded[session.spec.id] = frames
+
+
+def told(sample: str, failure: BaseException) -> SampleFailure:
+    """A failure as it is reported."""
+    code = failure.code if isinstance(failure, GenerationFailed) else None
+    if isinstance(failure, torch.OutOfMemoryError):
+        code = OUT_OF_MEMORY
+    return SampleFailure(
+        sample=sample,
+        code=code or "generation_failed",
+        message=f"{type(failure).__name__}: {failure}"[:500],
+    )

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 import torch
 import zmq
 
+from safelight.parallel.mesh import RanksDiverged
 from safelight.request import SampleSpec
 from safelight.wire import codec, links
 from safelight.wire.child import Child
 from safelight.wire.messages import Frames as FramesMessage
-from safelight.wire.messages import PeerRestarted, Plan, RankHello, Report, Shutdown, Stop, Timing
-from safelight.worker.executor import Executor
+from safelight.wire.messages import (
+    PeerRestarted,
+    Plan,
+    RankHello,
+    Report,
+    SampleFailure,
+    Shutdown,
+    Stop,
+    Timing,
+)
+from safelight.worker.executor import Executor, told
 from safelight.worker.memory import SharedFrames
 
 if TYPE_CHECKING:
@@ -49,18 +59,20 @@ class RankLoop:
         self._hello(load_seconds, timings)
         while not stopping or self._plans.poll(0):
             ready = dict(poller.poll())
-            if self._child.control in ready:
+            if self._plans in ready:
+                plan = links.RANKS.decode_down(self._plans.recv())
+                if isinstance(plan, Shutdown):
+                    break
+                self._execute(plan)
+            elif self._child.control in ready:
+                # Behind all plans that have come: other ranks execute them too, and wait for this
+                # one in their collectives, whatever it hears meanwhile.
                 message = self._child.received()
                 stopping = stopping or isinstance(message, Stop)
                 if isinstance(message, PeerRestarted) and message.process == "scheduler":
                     # The new one knows nothing of what this rank holds.
                     self._release((*self._executor.samples, *self._shared))
                     self._hello(load_seconds, timings)
-            if self._plans in ready:
-                plan = links.RANKS.decode_down(self._plans.recv())
-                if isinstance(plan, Shutdown):
-                    break
-                self._execute(plan)
         self._close()
 
     def _hello(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
@@ -81,9 +93,20 @@ class RankLoop:
     def _execute(self, plan: Plan) -> None:
         self._release(plan.release)
         started = time.monotonic()
-        failures = self._executor.execute(plan)
+        try:
+            failures = self._executor.execute(plan)
+        except RanksDiverged as end:
+            if isinstance(end.failure, torch.OutOfMemoryError):
+                # The others cannot say it: whose fault it is that the group ends.
+                named = (told(name, end.failure) for name in self._executor.acting)
+                self._report(plan, started, tuple(named))
+                self._close()
+            raise
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        self._report(plan, started, failures)
+
+    def _report(self, plan: Plan, started: float, failures: tuple[SampleFailure, ...]) -> None:
         self._send(
             Report(
                 group=self._group,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes import rank_work
-from fakes.ranks import RankPool
+from fakes.ranks import TIMEOUT, RankPool, pool
 from safelight.parallel.layout import Layout
 
 CFG_ULYSSES = Layout(cfg=2, ulysses=2)
@@ -31,3 +31,23 @@ def test_a_failure_of_all_is_a_failure_and_of_one_the_end(two_ranks: RankPool) -
     layout = Layout(ulysses=2)
     assert two_ranks.run(rank_work.fail, layout, (0, 1)) == ["agreed", "agreed"]
     assert two_ranks.run(rank_work.fail, layout, (1,)) == ["fine", "diverged"]
+
+
+@pytest.mark.parametrize("layout", [Layout(cfg=2, ulysses=2, tp=2), Layout(ring=2, ulysses=2)])
+def test_every_group_has_the_timeout_that_was_given(four_ranks: RankPool, layout: Layout) -> None:
+    """Groups of a part of the ranks get another one from torch."""
+    assert four_ranks.run(rank_work.timeouts, layout) == [{TIMEOUT}] * 4
+
+
+def test_ranks_that_cannot_talk_any_more_do_not_blame_a_sample() -> None:
+    with pool(2) as ranks:  # of its own: its group is broken afterwards
+        for said in ranks.run(rank_work.time_out_together):
+            assert said.startswith("Ranks cannot talk any more")
+
+
+def test_ranks_wait_for_one_with_work_of_its_own(two_ranks: RankPool) -> None:
+    assert min(two_ranks.run(rank_work.meet)) >= 0.9
+
+
+def test_the_same_failure_in_different_plans_is_not_the_same(two_ranks: RankPool) -> None:
+    assert two_ranks.run(rank_work.fail_plan) == ["diverged", "diverged"]

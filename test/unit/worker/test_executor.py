@@ -59,7 +59,7 @@ class FakeFamily:
             session.index += 1
 
     def decodes_together(self, sessions: Sequence[FakeSession]) -> bool:
-        return False
+        return len(sessions[0].latents) > 1  # as by their shape
 
     def weights(self) -> dict[str, int]:
         return {}
@@ -149,8 +149,12 @@ def test_latents_that_are_not_finite_are_an_error_not_a_picture() -> None:
 def test_a_sample_it_does_not_hold_is_never_reported_as_done() -> None:
     family = FakeFamily({})
     executor = Executor(family, MESH, lambda s, frames: pytest.fail("delivered"))
-    (failure,) = executor.execute(Step(seq=1, release=(), samples=("gone.0",)))
-    assert (failure.sample, failure.code) == ("gone.0", "not_held")
+    for plan in (
+        Step(seq=1, release=(), samples=("gone.0",)),
+        Decode(seq=2, release=(), samples=("gone.0",)),
+    ):
+        (failure,) = executor.execute(plan)
+        assert (failure.sample, failure.code) == ("gone.0", "not_held")
     executor.release(("gone.0",))
     assert family.forwards == 0
 

@@ -70,6 +70,7 @@ class WanFamily:
     def __init__(self, pipeline: WanPipeline, mesh: Mesh, config: EngineConfig) -> None:
         self.pipeline = pipeline
         self.transformer = pipeline.transformer
+        self._first = mesh.rank == 0
         self._guidance = Guidance(mesh)
         plan = plan_of(type(self.transformer).__name__)
         self._sequence = SequenceParallel.apply(self.transformer, mesh, plan)
@@ -212,6 +213,8 @@ class WanFamily:
         latents = torch.cat([s.latents for s in sessions]).to(vae.device, vae.dtype)
         latents = latents / self._inverse_std.to(latents) + self._mean.to(latents)
         video = self._vae.decode(latents)
+        if not self._first:
+            return []
         frames = self.pipeline.video_processor.postprocess_video(video, output_type="np")
         return list((frames * 255).round().astype("uint8"))
 

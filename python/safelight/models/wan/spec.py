@@ -12,7 +12,7 @@ from safelight.errors import ConfigError
 from safelight.models import plans
 from safelight.models.card import ModelCard, Range
 from safelight.models.registry import read_json
-from safelight.parallel import encoders, vaes
+from safelight.parallel import encoders
 from safelight.parallel.layout import Capabilities
 
 MAX_TOKENS = 400_000  # above 1280x720 with 201 frames, far beyond what Wan was trained on
@@ -55,13 +55,14 @@ def capabilities(directory: Path) -> Capabilities:
     encoder_heads, encoders_whole = encoders.survey(directory)
     heads = plans.heads(transformer)
     return Capabilities(
-        transformer="WanTransformer3DModel",
+        transformer=transformer["_class_name"],
+        sequence=plans.sequence(transformer["_class_name"]),
+        masked=plans.masked(transformer["_class_name"]),
         heads=heads,
         width=heads * transformer["attention_head_dim"],
         feed_forward=transformer["ffn_dim"],
         encoder_heads=encoder_heads,
         encoders_whole=encoders_whole,
-        vae=vaes.why_whole(vaes.read(directory)),
     )
 
 
