@@ -19,6 +19,7 @@ import common
 RUNS: tuple[tuple[str, ...], ...] = (
     ("scheduler_tick.py",),
     ("idle.py",),
+    ("ranks.py", "--rounds", "3"),
     ("single.py",),
     ("compare.py", "--jobs", "128"),
     ("compare.py", "--jobs", "128", "--writer", "ffmpeg", "--name", "compare_tuned_loop"),

@@ -75,6 +75,9 @@ class World:
     """(sample, unit) that shall fail on all ranks; unit 0 is the encode."""
     fail_alone: set[tuple[str, int, int]] = field(default_factory=set)
     """(sample, unit, rank) that shall fail on this rank."""
+    exhaust: set[tuple[str, int, int]] = field(default_factory=set)
+    """(sample, unit, rank) for which this rank has too little memory, and ends. It blames all that
+    share the plan."""
     hang: set[tuple[int, int]] = field(default_factory=set)
     """(group, rank) that answers nothing, as long as it lives."""
     delay: Callable[[], float] = lambda: 0.0
@@ -102,6 +105,7 @@ class World:
         self._claims: dict[int, set[str]] = defaultdict(set)
         """Samples the group was given and was not told to forget."""
         self._condemned: set[int] = set()
+        self._ending: set[int] = set()
         self._events: list[tuple[float, int, object]] = []
         self._count = itertools.count()
         self._tokens: dict[str, int] = {}
@@ -125,6 +129,7 @@ class World:
         """All ranks of the group are there, and hold nothing."""
         self._end_ranks(group)
         self._condemned.discard(group)
+        self._ending.discard(group)
         for rank in range(self.world_size):
             self.join(group, rank)
 
@@ -230,15 +235,19 @@ class World:
         assert isinstance(message, m.Hung)
         self.hung.append(message)
         group = int(message.process.removeprefix("workers-"))
-        if group not in self._condemned:
-            self._condemned.add(group)
+        self._condemned.add(group)
+        self._end_soon(group)
+
+    def _end_soon(self, group: int) -> None:
+        if group not in self._ending:
+            self._ending.add(group)
             self.at(0.01, lambda: self.down(group))
             self.at(0.01 + self.restart, lambda: self.hello(group))
 
     # ---------------------------------------------------------------------------- what ranks do
 
     def _start(self, rank: Rank) -> None:
-        if rank.busy or not rank.plans or (rank.group, rank.rank) in self.hang:
+        if not rank.alive or rank.busy or not rank.plans or (rank.group, rank.rank) in self.hang:
             return
         plan = rank.plans.popleft()
         rank.busy = True
@@ -279,10 +288,20 @@ class World:
                 peak_memory=2000 + rank.rank,
             )
         )
+        if any(failure.code == "out_of_memory" for failure in failures):
+            for one in self.ranks[rank.group]:  # the others wait for it in a collective
+                one.alive = False
+            self._end_soon(rank.group)
         self._start(rank)
 
     def _execute(self, rank: Rank, plan: m.Plan) -> tuple[m.SampleFailure, ...]:
         failures = []
+        if any((name, rank.units[name], rank.rank) in self.exhaust for name in self.names(plan)):
+            text = f"no memory on rank {rank.rank}"
+            return tuple(
+                m.SampleFailure(sample=name, code="out_of_memory", message=text)
+                for name in self.names(plan)
+            )
         for name in self.names(plan):
             if isinstance(plan, m.Encode):
                 rank.held.add(name)
@@ -342,3 +361,23 @@ class World:
     @property
     def steps(self) -> list[m.Step]:
         return [plan for plan in self.log if isinstance(plan, m.Step)]
+
+
+def groups_told(world: World) -> list[tuple[bool, str]]:
+    return [(t.ready, t.detail) for t in world.told if isinstance(t, m.GroupStatus)]
+
+
+def report(world: World, rank: int, seq: int, **failed: str) -> None:
+    failures = tuple(
+        m.SampleFailure(sample=f"{name}.0", code=code, message=f"on rank {rank}")
+        for name, code in failed.items()
+    )
+    world.send(m.Report(group=0, rank=rank, seq=seq, started=0.0, finished=0.1, failures=failures))
+
+
+def hand_driven(world_size: int = 2) -> tuple[World, int]:
+    """A world whose ranks answer only by hand, and the number of the encode of `a.0`, `b.0`."""
+    world = World.create(world_size=world_size)
+    world.hang |= {(0, rank) for rank in range(world_size)}
+    world.submit(spec("a.0"), spec("b.0"))
+    return world, world.core.groups[0].pending[0].plan.seq

@@ -76,8 +76,8 @@ class Batcher:
 
     def _take_finished(self, group: Group) -> list[Entry]:
         """Finished samples of one batch key, at most a batch of them."""
-        key = group.finished[0].spec.batch_key
-        batch = [e for e in group.finished if e.spec.batch_key == key][: self.config.max_batch_size]
+        key = group.finished[0].batch_key
+        batch = [e for e in group.finished if e.batch_key == key][: self.config.max_batch_size]
         group.finished = [e for e in group.finished if e not in batch]
         return batch
 

@@ -78,16 +78,17 @@ class Core:
         return self._finish(now)
 
     def tick(self, now: float) -> list[Command]:
-        """React to the passing of time alone: plans that are overdue."""
+        """React to the passing of time alone: plans, and ranks, that are overdue."""
         for group in self.groups.values():
-            if group.pending and now >= group.pending[0].due(self.step_timeout):
-                self._condemn(group, group.condemned or group.pending[0].complaint(), now)
+            due = group.due(self.step_timeout)
+            if due is not None and now >= due:
+                self._condemn(group, group.complaint(), now)
         return self._finish(now)
 
     def deadline(self) -> float | None:
-        """When `tick` must be called if nothing comes before; None if nothing is running."""
-        firsts = (group.pending[0] for group in self.groups.values() if group.pending)
-        return min((pending.due(self.step_timeout) for pending in firsts), default=None)
+        """When `tick` must be called if nothing comes before; None if nothing is awaited."""
+        dues = (group.due(self.step_timeout) for group in self.groups.values())
+        return min((due for due in dues if due is not None), default=None)
 
     def shutdown(self) -> list[Command]:
         """Tell all ranks to end after what they were sent."""
@@ -188,7 +189,7 @@ class Core:
             if group is not None:
                 # The same process says hello again when a new scheduler was announced to it.
                 self._lose(group, crashed=group.hellos[message.rank].pid != message.pid)
-            group = self.groups[message.group] = Group(message.group, message.world_size)
+            group = self.groups[message.group] = Group(message.group, message.world_size, since=now)
         group.hellos[message.rank] = message
         for timing in message.timings if message.rank == 0 else ():
             self.cost.observe(timing.op, timing.tokens, timing.batch, timing.seconds)
@@ -204,15 +205,15 @@ class Core:
         return self._finish(now)
 
     def _lose(self, group: Group, *, crashed: bool) -> None:
-        # Only what was running can have ended the ranks; what waited or was written cannot.
-        for entry in group.pending[0].entries if crashed and group.pending else ():
-            entry.losses += 1
+        guilty = group.charge() if crashed else {}
         self._disturb()
         self._tell(m.GroupStatus(group=group.index, ready=False, detail="its ranks were lost"))
         for entry in [e for e in self.entries.values() if e.group == group.index]:
             entry.restart()
             if entry.cancelled:
                 self._end_cancelled(entry)
+            elif (failure := guilty.get(entry)) is not None:
+                self._fail(entry, failure.code, failure.message)
             elif entry.losses >= MAX_LOSSES:
                 text = f"The ranks that ran it were lost {entry.losses} times."
                 self._fail(entry, "ranks_lost", text)
@@ -228,7 +229,9 @@ class Core:
     def _condemn(self, group: Group, why: str, now: float) -> None:
         """Have the group started again; its samples go elsewhere when it is lost."""
         self._out.append(ToSupervisor(m.Hung(process=f"workers-{group.index}", detail=why)))
-        group.pending[0].sent, group.pending[0].failed = now, None  # say so once per timeout
+        group.since = now  # say so once per timeout
+        if group.pending:
+            group.pending[0].sent, group.pending[0].failed = now, None
         if not group.condemned:
             group.condemned = why
             self._tell(group.status())

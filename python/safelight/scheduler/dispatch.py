@@ -52,7 +52,7 @@ class Draft:
 
     @property
     def key(self) -> str | None:
-        return self.batch[0].spec.batch_key if self.batch else None
+        return self.batch[0].batch_key if self.batch else None
 
     def would_follow(self, entry: Entry) -> bool:
         """Whether `entry` would lead its batch."""
@@ -67,7 +67,7 @@ class Draft:
         """The batch if `entry` came; None if it would not be in it."""
         if not self.batch:
             return [entry] if self.room > 0 else None
-        if entry.spec.batch_key == self.key and not self.closed(entry):
+        if entry.batch_key == self.key and not self.closed(entry):
             mates = self.batch[: self.limit - 1]
             if not mates or policy.joins(mates, entry, self.cost):
                 insort(mates, entry, key=order)
@@ -76,8 +76,8 @@ class Draft:
 
     def led_by(self, lead: Entry) -> list[Entry]:
         """`lead`, and those of its key that the group has, if that makes finishing times better."""
-        key, batch = lead.spec.batch_key, [lead]
-        others = [e for e in (*self.group.running, *self.taken) if e.spec.batch_key == key]
+        key, batch = lead.batch_key, [lead]
+        others = [e for e in (*self.group.running, *self.taken) if e.batch_key == key]
         others += self.group.waiting.first_of(key, self.limit)
         for entry in sorted(others, key=order):
             if len(batch) == self.limit:

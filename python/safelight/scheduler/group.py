@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from safelight.scheduler.table import Entry, Queue
 from safelight.wire.messages import (
+    OUT_OF_MEMORY,
     GroupStatus,
     Plan,
     RankCost,
@@ -26,6 +27,11 @@ PATIENCE = 20.0
 DISAGREEMENT_PATIENCE = 15.0
 """Seconds for the others to answer once a rank has reported a failure: those that did not fail may
 wait for it in a collective for ever."""
+
+HELLO_PATIENCE = 60.0
+"""Seconds, or the step timeout if that is more, for all ranks of a group to say hello once one has.
+They start together, but one may read its weights from a cold disk when another has them in memory:
+much sooner, and a group that only loads would be ended, again and again."""
 
 
 @dataclass(eq=False)
@@ -90,6 +96,11 @@ class Pending:
                 name = f"plan {self.plan.seq} ({self.op})"
                 return f"ranks disagree about {name}: {self._words(sample)}"
         return ""
+
+    def exhausted(self) -> dict[Entry, SampleFailure]:
+        """Its samples for which a rank had too little memory."""
+        named = {f.sample: f for f in self._failures() if f.code == OUT_OF_MEMORY}
+        return {e: named[e.spec.id] for e in self.entries if e.spec.id in named}
 
     def _failures(self) -> Iterator[SampleFailure]:
         for report in self.reports.values():
@@ -156,6 +167,8 @@ class Group:
     """Of its last plan."""
     condemned: str = ""
     """Why it is to be restarted; it is given nothing more."""
+    since: float = 0.0
+    """When its first rank said hello, or something was last said to be wrong."""
 
     @property
     def ready(self) -> bool:
@@ -164,6 +177,37 @@ class Group:
     def find(self, seq: int) -> Pending | None:
         """The plan in flight with this number."""
         return next((p for p in self.pending if p.plan.seq == seq), None)
+
+    def due(self, step_timeout: float) -> float | None:
+        """When something is wrong if nothing comes before; None if nothing is awaited."""
+        if self.pending:
+            return self.pending[0].due(step_timeout)
+        return None if self.ready else self.since + max(step_timeout, HELLO_PATIENCE)
+
+    def complaint(self) -> str:
+        """What is wrong when it is overdue."""
+        if self.condemned:
+            return self.condemned
+        if self.pending:
+            return self.pending[0].complaint()
+        missing = [rank for rank in range(self.world_size) if rank not in self.hellos]
+        return f"rank {_listed(missing)} did not say hello, rank {_listed(sorted(self.hellos))} did"
+
+    def charge(self) -> dict[Entry, SampleFailure]:
+        """Count the loss of its ranks against whom it may be due to; returns whose fault it was.
+
+        A rank that ran out of memory has named a sample, or a whole batch, of which each is to be
+        tried alone. Else it may be due to what was running; not to what waited or was written.
+        """
+        named = [one for pending in self.pending if (one := pending.exhausted())]
+        suspects = [entry for one in named if len(one) > 1 for entry in one]
+        for entry in suspects:
+            entry.set_apart()
+        if not named and self.pending:
+            suspects = self.pending[0].entries
+        for entry in suspects:
+            entry.losses += 1
+        return {entry: failure for one in named if len(one) == 1 for entry, failure in one.items()}
 
     def busy(self, now: float) -> float:
         """Predicted seconds until all it was sent is done.

@@ -87,7 +87,7 @@ def decode_waits(
     One decode of all saves time for everybody; the steps in between cost it the finished ones.
     """
     tokens, count = finished[0].spec.tokens, len(finished)
-    if running[0].spec.batch_key != finished[0].spec.batch_key:
+    if running[0].batch_key != finished[0].batch_key:
         return False
     step = cost.predict("step", tokens, len(running))
     for ahead in range(1, DECODE_HORIZON + 1):

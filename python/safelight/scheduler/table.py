@@ -21,6 +21,8 @@ class Entry:
 
     spec: SampleSpec
     steps: int = field(init=False)
+    batch_key: str = field(init=False)
+    """Whose forwards it may share. It must not change while the entry is in a queue."""
     serial: int
     """Order of arrival."""
     arrived: float
@@ -44,6 +46,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.steps = self.spec.sampling.num_inference_steps
+        self.batch_key = self.spec.batch_key
 
     @property
     def steps_done(self) -> int:
@@ -92,6 +95,10 @@ class Entry:
         self.planned = self.done = self.steps + 1
         self.redo = False
 
+    def set_apart(self) -> None:
+        """From now on it shares no forward."""
+        self.batch_key = f"alone: {self.spec.id}"
+
     def restart(self) -> None:
         """Back to the beginning: the ranks that held it are gone."""
         if self.state is not State.QUEUED:
@@ -119,14 +126,14 @@ class Queue:
     def add(self, entry: Entry) -> None:
         """`entry.urgency` must not change while it is in the queue."""
         self._all.add(entry)
-        key = entry.spec.batch_key
+        key = entry.batch_key
         if key not in self._by_key:
             self._by_key[key] = SortedKeyList(key=order)
         self._by_key[key].add(entry)
 
     def remove(self, entry: Entry) -> None:
         self._all.remove(entry)
-        key = entry.spec.batch_key
+        key = entry.batch_key
         same = self._by_key[key]
         same.remove(entry)
         if not same:

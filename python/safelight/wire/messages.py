@@ -175,6 +175,10 @@ class RankHello(Message, frozen=True):
     device: str = ""
 
 
+OUT_OF_MEMORY = "out_of_memory"
+"""Code of a failure that one rank may have alone: it says so and ends, as the others cannot go on."""
+
+
 class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
     sample: str
     code: str

@@ -11,15 +11,20 @@ import torch
 from safelight import log
 from safelight.errors import GenerationFailed
 from safelight.request import SampleSpec
-from safelight.wire.messages import Decode, Encode, Plan, SampleFailure, Step
+from safelight.wire.messages import (
+    OUT_OF_MEMORY,
+    Decode,
+    Encode,
+    Plan,
+    SampleFailure,
+    Step,
+)
 
 if TYPE_CHECKING:
     from safelight.models.family import Family, Frames
     from safelight.parallel.mesh import Mesh
 
 logger = log.get(__name__)
-
-OUT_OF_MEMORY = "out_of_memory"
 
 MODEL_ERRORS = (
     ArithmeticError,

@@ -375,7 +375,9 @@ mishaps = st.lists(
     st.tuples(
         st.floats(0, 3),
         st.integers(0, 3),  # group
-        st.sampled_from(["lose", "down", "hello again", "hang", "frames lost", "disagree"]),
+        st.sampled_from(
+            ["lose", "down", "in part", "hello again", "hang", "frames lost", "disagree", "exhaust"]
+        ),
         st.integers(0, 3),  # rank
     ),
     max_size=6,
@@ -454,8 +456,21 @@ def happen(
         world.at(when, lambda: world.hang.add((group, rank)))
     elif kind == "frames lost":
         world.at(when, m.Redeliver(samples=names))
-    elif rank > 0:
-        world.fail_alone |= {(name, 1, rank) for name in names[::3]}
+    elif rank == 0:
+        return
+    elif kind == "in part":
+        world.at(when, lambda: world.down(group))
+        world.at(when + 0.7, lambda: return_in_part(world, group, rank))
+    else:
+        sick = world.exhaust if kind == "exhaust" else world.fail_alone
+        sick |= {(name, 1, rank) for name in names[::3]}
+
+
+def return_in_part(world: World, group: int, ranks: int) -> None:
+    """The first ranks say hello, unless the group has been started again meanwhile."""
+    if not world.ranks[group]:
+        for rank in range(ranks):
+            world.join(group, rank)
 
 
 @settings(max_examples=10, deadline=None)

@@ -70,6 +70,8 @@ def test_a_decode_waits_for_those_that_finish_soon_if_that_pays() -> None:
     assert not policy.decode_waits(finished, [last, *many], 0, cheap)  # nothing is saved
     assert not policy.decode_waits(finished, many, 0, dear)  # nobody finishes soon
     assert not policy.decode_waits(finished * 12, [last, *many], 0, dear)  # too many would wait
+    finished[0].set_apart()
+    assert not policy.decode_waits(finished, [last, *many], 0, dear)  # it would not share
 
 
 def test_age_is_worth_work_and_the_order_does_not_depend_on_the_clock() -> None:

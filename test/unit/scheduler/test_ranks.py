@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fakes.simulation import STEP_TIMEOUT, World, spec
+from fakes.simulation import STEP_TIMEOUT, World, groups_told, hand_driven, report, spec
 from safelight.scheduler.core import MAX_LOSSES, ToSupervisor
 from safelight.scheduler.group import DISAGREEMENT_PATIENCE
 from safelight.wire import codec
@@ -18,10 +18,6 @@ DECODE = STEPS + 1  # the unit
 
 def of_type(world: World, kind: type) -> list[m.Message]:
     return [message for message in world.told if isinstance(message, kind)]
-
-
-def groups_told(world: World) -> list[tuple[bool, str]]:
-    return [(t.ready, t.detail) for t in world.told if isinstance(t, m.GroupStatus)]
 
 
 # ------------------------------------------------------------------------------------ disagreement
@@ -83,22 +79,6 @@ def test_of_a_decode_rank_0_alone_is_asked(rank: int, how: str) -> None:
     world.run()
     assert world.hung == []
     assert world.ended == {"a.0": how}
-
-
-def report(world: World, rank: int, seq: int, **failed: str) -> None:
-    failures = tuple(
-        m.SampleFailure(sample=f"{name}.0", code=code, message=f"on rank {rank}")
-        for name, code in failed.items()
-    )
-    world.send(m.Report(group=0, rank=rank, seq=seq, started=0.0, finished=0.1, failures=failures))
-
-
-def hand_driven(world_size: int = 2) -> tuple[World, int]:
-    """A world whose ranks answer only by hand, and the number of the encode of `a.0`, `b.0`."""
-    world = World.create(world_size=world_size)
-    world.hang |= {(0, rank) for rank in range(world_size)}
-    world.submit(spec("a.0"), spec("b.0"))
-    return world, world.core.groups[0].pending[0].plan.seq
 
 
 def test_different_reasons_are_a_disagreement_different_words_are_not() -> None:
