@@ -176,7 +176,7 @@ class RankHello(Message, frozen=True):
 
 
 OUT_OF_MEMORY = "out_of_memory"
-"""Code of a failure that one rank may have alone: it says so and ends, as the others cannot go on."""
+"""Code of a failure one rank may have alone: it says so and ends, and the group with it."""
 
 
 class SampleFailure(msgspec.Struct, frozen=True, kw_only=True):
