@@ -50,7 +50,11 @@ class ModelConfig(_Section, frozen=True):
     ] = "auto"
     cpu_threads: Annotated[
         int,
-        Meta(ge=0, le=1024, description="Torch threads of a rank on the CPU; 0 uses every core."),
+        Meta(
+            ge=0,
+            le=1024,
+            description="Torch threads of a rank on the CPU; 0: an equal share of the cores.",
+        ),
     ] = 0
     text_encoder_cpu_offload: Annotated[
         bool,
@@ -72,7 +76,7 @@ class ParallelConfig(_Section, frozen=True):
         Degree | None,
         Meta(
             description="Devices, or with --device cpu rank processes; by default as many as the "
-            "degrees multiply to."
+            "degrees multiply to, or --gpu-ids names."
         ),
     ] = None
     gpu_ids: Annotated[

@@ -6,8 +6,8 @@ import json
 import statistics
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -18,6 +18,8 @@ from safelight.wire.messages import GroupStatus, PlanDone, RankInfo
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from safelight.engine import Job
 
 
 class BenchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +89,7 @@ def bench(config: EngineConfig, sampling: Mapping[str, Any], options: BenchOptio
 
 
 def measure(config: EngineConfig, sampling: Mapping[str, Any], options: BenchOptions) -> Figures:
-    """The figures of `options.requests` samples, submitted all at once."""
+    """The figures of `options.requests` samples, as many of them at once as may queue."""
     from safelight.engine import Engine
     from safelight.parallel.layout import complete
 
@@ -98,12 +100,11 @@ def measure(config: EngineConfig, sampling: Mapping[str, Any], options: BenchOpt
         engine.submit(options.prompt, sampling=sampling).wait()
         plans.clear()
         began = time.monotonic()
-        jobs = [
-            engine.submit(options.prompt, sampling={"seed": seed, **sampling})
-            for seed in range(options.requests)
-        ]
-        for job in jobs:
-            job.wait()
+        through_window(
+            lambda seed: engine.submit(options.prompt, sampling={"seed": seed, **sampling}),
+            options.requests,
+            config.scheduling.max_queued_samples,
+        )
         seconds = time.monotonic() - began
         groups = engine.groups()
         name = engine.card.name
@@ -120,6 +121,18 @@ def measure(config: EngineConfig, sampling: Mapping[str, Any], options: BenchOpt
         startup_seconds=startup,
         ranks=list(rank_figures(plans, groups)),
     )
+
+
+def through_window(submit: Callable[[int], Job], requests: int, window: int) -> None:
+    """Submit numbers 0 to `requests` and wait for all, never more than `window` unfinished: the
+    engine refuses what exceeds its queue."""
+    unfinished: deque[Job] = deque()
+    for number in range(requests):
+        if len(unfinished) == window:
+            unfinished.popleft().wait()
+        unfinished.append(submit(number))
+    for job in unfinished:
+        job.wait()
 
 
 def rank_figures(plans: Sequence[PlanDone], groups: Iterable[GroupStatus]) -> Iterable[RankFigures]:

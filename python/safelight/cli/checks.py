@@ -19,7 +19,7 @@ import zmq
 
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError, SafelightError
-from safelight.parallel.layout import Layout, complete, fitting, refusals
+from safelight.parallel.layout import Capabilities, Layout, complete, fitting, refusals
 
 GIB = 2**30
 _LITTLE_MEMORY = 2 * GIB
@@ -293,21 +293,30 @@ def layouts(config: EngineConfig) -> Iterator[Check]:
     """The layout that was asked for, and all that fit so many devices, with the memory of each."""
     from safelight.models.registry import load_capabilities
 
-    total = config.parallel.num_gpus
     try:
         capabilities = load_capabilities(config)
         layout = complete(config.parallel)
     except ConfigError as failure:
         yield fail("layout", failure.message, "Change the degrees as it says.")
         return
+    try:
+        yield from _fitting(config, layout, capabilities)
+    except SafelightError as failure:
+        advice = "Fetch again what it names; a git-lfs pointer needs git lfs pull."
+        yield fail("rank memory", failure.message, advice)
+
+
+def _fitting(config: EngineConfig, layout: Layout, capabilities: Capabilities) -> Iterator[Check]:
     reasons = refusals(layout, capabilities)
     if reasons:
         yield fail("layout", ". ".join(reasons), "Choose one of the layouts below.")
     else:
         yield ok("layout", f"{layout.flags()}: {memory_of(config, layout, parts=True)}")
-    if total is None and layout.num_gpus == 1:
+    if config.parallel.num_gpus is None and layout.num_gpus == 1:
         return
-    found = fitting(layout.num_gpus, capabilities)
+    # Encoders in host memory are not shared out: one excludes the other.
+    tp = 1 if config.model.text_encoder_cpu_offload else 0
+    found = fitting(layout.num_gpus, capabilities, tp=tp)
     for option in found:
         yield ok("fits", f"{option.flags()}: {memory_of(config, option)}")
     if not found:

@@ -3,61 +3,86 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError
 from safelight.parallel.layout import Layout
 
 
+def count_gpus(dev: Path = Path("/dev")) -> int:
+    """GPUs of this host, by their device nodes."""
+    return sum(1 for _ in dev.glob("nvidia[0-9]*"))
+
+
 def visible_devices(
-    config: EngineConfig, layout: Layout, environ: Mapping[str, str] | None = None
+    config: EngineConfig,
+    layout: Layout,
+    environ: Mapping[str, str] | None = None,
+    gpus: int | None = None,
 ) -> list[str | None]:
     """`CUDA_VISIBLE_DEVICES` of each group, in order; None leaves it as it is.
 
-    Raises `ConfigError` if there are fewer devices than ranks, or an id that is not one.
+    `gpus` is how many this host has, by default counted. Raises `ConfigError` if there are fewer
+    devices than ranks, or an id that is not one.
     """
-    environ = os.environ if environ is None else environ
-    if config.model.device == "cpu":
+    gpu_ids, device = config.parallel.gpu_ids, config.model.device
+    if device == "cpu":
+        if gpu_ids is not None:
+            raise _refusal("--gpu-ids contradicts --device cpu: leave one of them out.")
         return [None] * layout.dp
-    devices = _devices(config.parallel.gpu_ids, environ.get("CUDA_VISIBLE_DEVICES"))
-    if devices is None:
-        if layout.dp == 1:
-            return [None]
-        devices = [str(index) for index in range(layout.num_gpus)]
-    if not devices and config.model.device == "auto":
-        return [None] * layout.dp  # hidden on purpose: the model runs on the CPU
+    visible = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    gpus = count_gpus() if gpus is None else gpus
+    seen = None if visible is None else list(_seen(visible, gpus))
+    if gpu_ids is not None:
+        devices, source = _chosen(gpu_ids, seen, gpus), "--gpu-ids names"
+    elif seen is not None:
+        devices, source = seen, f'CUDA_VISIBLE_DEVICES="{visible}" leaves'
+    else:
+        devices, source = [str(index) for index in range(gpus)], "this host has"
+    if not devices and (device == "auto" or seen is None):
+        return [None] * layout.dp  # auto runs on the CPU; for cuda the ranks say what is missing
     if len(devices) < layout.num_gpus:
-        source = "--gpu-ids" if config.parallel.gpu_ids else "CUDA_VISIBLE_DEVICES"
-        raise ConfigError(
-            f"{layout.num_gpus} ranks need as many GPUs, {source} names {len(devices)}: "
-            f"{', '.join(devices) or 'none'}. Lower --num-gpus, or name more.",
-            param="gpu_ids",
+        raise _refusal(
+            f"{layout.num_gpus} ranks need as many GPUs, {source} {len(devices)}: "
+            f"{', '.join(devices) or 'none'}. Lower --num-gpus, or use --device cpu."
         )
+    if gpu_ids is None and seen is None and layout.dp == 1:
+        return [None]
     size = layout.group_size
     return [",".join(devices[group * size :][:size]) for group in range(layout.dp)]
 
 
-def _devices(gpu_ids: str | None, visible: str | None) -> list[str] | None:
-    """The chosen devices as the driver knows them; None if nothing was said.
+def _seen(visible: str, gpus: int) -> Iterator[str]:
+    """The devices of `CUDA_VISIBLE_DEVICES`. CUDA stops reading at the first that is not there,
+    so that -1 hides all."""
+    for part in filter(None, map(str.strip, visible.split(","))):
+        if part.startswith("-") or (part.isdecimal() and 0 < gpus <= int(part)):
+            return
+        yield part
+
+
+def _chosen(gpu_ids: str, seen: list[str] | None, gpus: int) -> list[str]:
+    """The devices of `--gpu-ids` as the driver knows them.
 
     Ids are places in `CUDA_VISIBLE_DEVICES` where that is set, as CUDA numbers devices itself.
     """
-    seen = None if visible is None else [part.strip() for part in visible.split(",") if part]
-    if gpu_ids is None:
-        return seen
     chosen = [part.strip() for part in gpu_ids.split(",")]
+    known = [str(index) for index in range(gpus)] if seen is None else seen
     for part in chosen:
         if not part.isdecimal():
-            raise ConfigError(
-                f"--gpu-ids: '{part}' is not a device number; write them as 0,2,3.", param="gpu_ids"
-            )
-        if seen is not None and int(part) >= len(seen):
-            raise ConfigError(
-                f"--gpu-ids: there is no device {part}; CUDA_VISIBLE_DEVICES={visible} leaves "
-                f"{len(seen)}, numbered from 0.",
-                param="gpu_ids",
-            )
-    if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"--gpu-ids {gpu_ids} names a device twice.", param="gpu_ids")
-    return chosen if seen is None else [seen[int(part)] for part in chosen]
+            raise _refusal(f"--gpu-ids: '{part}' is not a device number; write them as 0,2,3.")
+    places = [int(part) for part in chosen]
+    if (place := max(places)) >= len(known):
+        source = "this host has" if seen is None else "CUDA_VISIBLE_DEVICES leaves"
+        raise _refusal(
+            f"--gpu-ids: there is no device {place}; {source} {len(known)}, numbered from 0."
+        )
+    if len(set(places)) < len(places):
+        raise _refusal(f"--gpu-ids {gpu_ids} names a device twice.")
+    return [known[place] for place in places]
+
+
+def _refusal(message: str) -> ConfigError:
+    return ConfigError(message, param="gpu_ids")

@@ -106,10 +106,11 @@ class Supervisor:
         on_restart: Callable[[str], None] | None = None,
     ) -> None:
         self.config = config
+        # First, as it may refuse the layout: nothing is left behind then, least of all the API key.
+        self._stages = list(programs(config, http=http))
         self.run_dir = make_run_dir()
         self._janitor = Janitor(self.run_dir)
         write_config(self.run_dir, config)
-        self._stages = list(programs(config, http=http))
         self._on_starting = on_starting or (lambda process, stage: None)
         self._on_restart = on_restart or (lambda process: None)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

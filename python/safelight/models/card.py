@@ -104,25 +104,27 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                 )
         if (tokens := self.tokens(sampling)) > self.max_tokens:
             raise InvalidRequest(
-                f"{sampling.width}x{sampling.height} with {sampling.num_frames} frames is {tokens} "
-                f"tokens; {self.name} takes at most {self.max_tokens}. Ask for fewer frames or a "
-                "smaller size.",
+                f"{_described(sampling)} is {tokens} tokens; {self.name} takes at most "
+                f"{self.max_tokens}. Ask for fewer frames or a smaller size.",
                 param="size",
             )
         self._check_shards(sampling, tokens)
 
     def _check_shards(self, sampling: Sampling, tokens: int) -> None:
         """That the ranks can share the tokens as the layout wants them shared."""
-        if tokens >= self.shards and not (self.even_shards and tokens % self.shards):
+        if self._shares(tokens):
             return
         how = "evenly " if self.even_shards else ""
         near = " or ".join(f"{w}x{h}" for w, h in self._sizes_that_share(sampling))
         raise InvalidRequest(
-            f"{sampling.width}x{sampling.height} with {sampling.num_frames} frames is {tokens} "
-            f"tokens, which {self.shards} ranks (--ulysses-degree × --ring-degree) cannot share "
-            f"{how}here. Nearest sizes that fit: {near or 'none; change num_frames'}.",
+            f"{_described(sampling)} is {tokens} tokens, which {self.shards} ranks "
+            f"(--ulysses-degree × --ring-degree) cannot share {how}here. Nearest sizes that "
+            f"fit: {near or 'none; change num_frames'}.",
             param="size",
         )
+
+    def _shares(self, tokens: int) -> bool:
+        return tokens >= self.shards and not (self.even_shards and tokens % self.shards)
 
     def _sizes_that_share(self, sampling: Sampling) -> list[tuple[int, int]]:
         """The legal sizes of as many frames nearest to the one asked for, at most three."""
@@ -132,10 +134,15 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
             for height in self.height.around(sampling.height, reach):
                 size = msgspec.structs.replace(sampling, width=width, height=height)
                 tokens = self.tokens(size)
-                if self.shards <= tokens <= self.max_tokens and tokens % self.shards == 0:
+                if tokens <= self.max_tokens and self._shares(tokens):
                     distance = abs(width - sampling.width) + abs(height - sampling.height)
                     found.append((distance, (width, height)))
         return [size for _, size in sorted(found)[:3]]
+
+
+def _described(sampling: Sampling) -> str:
+    frames = "1 frame" if sampling.num_frames == 1 else f"{sampling.num_frames} frames"
+    return f"{sampling.width}x{sampling.height} with {frames}"
 
 
 class CardOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import msgspec
 
 from safelight.config import EngineConfig, Precision
 from safelight.errors import ConfigError
-from safelight.models.registry import load_capabilities, load_card, model_directory
+from safelight.models.registry import load_capabilities, load_card, model_directory, read_json
 from safelight.parallel.layout import Capabilities, Layout
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -25,7 +24,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one rank."""
 
     weights: dict[str, int]
-    """By component, as this layout shares them out."""
+    """By component. Of a shared text encoder an equal part, to which the rank adds what is not cut:
+    norms, a few percent, and a vision tower where there is one."""
     activations: int
     """Estimate for one forward of the largest default request: hidden and feed-forward streams."""
 
@@ -34,24 +34,47 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.weights.values()) + self.activations
 
 
+class _Tensor(msgspec.Struct):
+    shape: tuple[int, ...]
+
+
 def parameters(directory: Path) -> dict[str, int]:
     """Elements of the weights in safetensors files, by component. Raises `ConfigError`."""
     return {
         folder.name: sum(map(_elements, files))
         for folder in sorted(directory.iterdir())
-        if folder.is_dir() and (files := sorted(folder.glob("*.safetensors")))
+        if folder.is_dir() and (files := _weight_files(folder))
     }
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What is loaded of a component: its one file or those of its index, not those of variants,
+    which may lie beside them. Empty if it has no weights."""
+    for stem in ("model", "diffusion_pytorch_model"):
+        if (single := folder / f"{stem}.safetensors").is_file():
+            return [single]
+        if (index := folder / f"{stem}.safetensors.index.json").is_file():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict):
+                raise ConfigError(f"{index} has no weight_map.", param="model_path")
+            return [folder / str(name) for name in sorted(set(shards.values()))]
+    return []
 
 
 def _elements(path: Path) -> int:
     """Elements in one file; its header is JSON behind a length of eight bytes (safetensors)."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        except (struct.error, ValueError) as failure:
-            raise ConfigError(f"{path} is not a safetensors file: {failure}.") from failure
-    return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+            data = file.read(min(length, path.stat().st_size))
+        header = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        header.pop("__metadata__", None)
+        tensors = [msgspec.json.decode(entry, type=_Tensor) for entry in header.values()]
+    except OSError as failure:
+        raise ConfigError(f"Cannot read {path}: {failure.strerror}.") from failure
+    except (struct.error, ValueError, msgspec.DecodeError) as failure:
+        raise ConfigError(f"{path} is not a safetensors file: {failure}.") from failure
+    return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
 def footprint(config: EngineConfig, layout: Layout, *, cuda: bool) -> Footprint:

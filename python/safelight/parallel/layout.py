@@ -98,8 +98,6 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Text encoder component -> heads that tensor parallelism must share out evenly."""
     encoders_whole: dict[str, str] = {}
     """Text encoder component -> why it is left whole."""
-    vae: str = ""
-    """Why its VAE cannot be split; empty if it can."""
 
 
 def complete(given: ParallelConfig) -> Layout:
@@ -108,42 +106,72 @@ def complete(given: ParallelConfig) -> Layout:
     Ranks that no degree claims go to sequence parallelism, as Ulysses; where its degrees are all
     given, to replicas. Raises `ConfigError` saying what does not fit together and what would.
     """
-    cfg = _cfg(given)
-    sp = _given_sp(given)
-    dp = given.dp_size
-    total = given.num_gpus
-    if total is None:
-        total = max((dp or 1) * cfg * (sp or _one_of(given)), (dp or 1) * given.tp_size)
-        if given.ring_degree is None and given.ulysses_degree is not None and sp is None:
-            sp = given.ulysses_degree if total == (dp or 1) * cfg * given.ulysses_degree else None
-    if dp is None:
-        dp = _replicas(given, total, cfg, sp)
+    cfg, sp = _cfg(given), _given_sp(given)
+    total = given.num_gpus or _implied(given, cfg, sp)
+    dp = given.dp_size or _replicas(given, total, cfg, sp)
     if total % dp:
-        raise _misfit(given, f"{total} GPUs cannot be shared by {dp} replicas (--dp-size)")
+        raise _misfit(
+            given, total, f"{_several(total, 'GPU')} cannot be shared by {dp} replicas (--dp-size)"
+        )
     group = total // dp
+    ranks = _several(group, "rank")
     if group % cfg:
-        raise _misfit(given, f"{group} ranks cannot be halved (--cfg-parallel-size {cfg})")
+        raise _misfit(given, total, f"{ranks} cannot be halved (--cfg-parallel-size {cfg})")
     if sp is None:
         sp = group // cfg
-    ring, ulysses = _split(given, sp)
+    ring, ulysses = _split(given, total, sp)
     if group % (cfg * sp):
         raise _misfit(
             given,
-            f"{group} ranks a replica are not a multiple of cfg {cfg} × ring {ring} × "
-            f"ulysses {ulysses}",
+            total,
+            f"{ranks} a replica are not a multiple of cfg {cfg} × ring {ring} × ulysses {ulysses}",
         )
-    layout = Layout(
-        dp=dp, spare=group // (cfg * sp), cfg=cfg, ring=ring, ulysses=ulysses, tp=given.tp_size
-    )
+    spare = group // (cfg * sp)
+    layout = Layout(dp=dp, spare=spare, cfg=cfg, ring=ring, ulysses=ulysses, tp=given.tp_size)
+    _check_work(given, layout)
+    return layout
+
+
+def _check_work(given: ParallelConfig, layout: Layout) -> None:
+    """Raise `ConfigError` unless every rank of a replica has something of its own to do."""
+    group, total = layout.group_size, layout.num_gpus
+    ranks = _several(group, "rank")
     if group % layout.tp:
-        raise _misfit(given, f"{group} ranks a replica cannot be grouped by --tp-size {layout.tp}")
-    if layout.spare > 1 and layout.tp == 1 and given.vae_parallel != "on":
+        raise _misfit(given, total, f"{ranks} a replica cannot be grouped by --tp-size {layout.tp}")
+    if given.vae_parallel == "on":
+        if group == 1:
+            raise ConfigError(
+                "--vae-parallel on shares the VAE's work among the ranks of a replica, which has "
+                "only one here. Give a replica several (--num-gpus), or leave it out.",
+                param="vae_parallel",
+            )
+        return
+    busy = _least_ranks(given, layout.cfg, layout.sp)
+    if group > busy:
         raise _misfit(
             given,
-            f"the degrees use {cfg * sp} of a replica's {group} ranks; the rest would only repeat "
-            "their work (--tp-size or --vae-parallel on would give them some)",
+            total,
+            f"the degrees use {busy} of a replica's {ranks}; the rest would only repeat their work "
+            "(--vae-parallel on or a larger --tp-size would give them some)",
         )
-    return layout
+
+
+def _several(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _least_ranks(given: ParallelConfig, cfg: int, sp: int) -> int:
+    """Ranks of the smallest replica that has these degrees."""
+    return math.lcm(cfg * sp, given.tp_size)
+
+
+def _implied(given: ParallelConfig, cfg: int, sp: int | None) -> int:
+    """Devices that the degrees multiply to; without degrees, as many as `--gpu-ids` names."""
+    degrees = (given.dp_size, given.cfg_parallel_size, sp, given.ulysses_degree, given.ring_degree)
+    if given.gpu_ids and cfg == given.tp_size == 1 and set(degrees) == {None}:
+        return len(given.gpu_ids.split(","))
+    known = sp or given.ulysses_degree or given.ring_degree or 1
+    return (given.dp_size or 1) * _least_ranks(given, cfg, known)
 
 
 def _cfg(given: ParallelConfig) -> int:
@@ -171,18 +199,15 @@ def _given_sp(given: ParallelConfig) -> int | None:
     return given.sp_degree
 
 
-def _one_of(given: ParallelConfig) -> int:
-    return given.ulysses_degree or given.ring_degree or 1
-
-
 def _replicas(given: ParallelConfig, total: int, cfg: int, sp: int | None) -> int:
     """Replicas fill the devices when nothing else is left to choose."""
-    if sp is None or given.tp_size > 1 or given.vae_parallel == "on" or total % (cfg * sp):
+    if sp is None or given.vae_parallel == "on":
         return 1
-    return total // (cfg * sp)
+    least = _least_ranks(given, cfg, sp)
+    return 1 if total % least else total // least
 
 
-def _split(given: ParallelConfig, sp: int) -> tuple[int, int]:
+def _split(given: ParallelConfig, total: int, sp: int) -> tuple[int, int]:
     """(ring, ulysses) of a sequence-parallel degree."""
     if given.ulysses_degree is not None:
         known, flag = given.ulysses_degree, "--ulysses-degree"
@@ -191,16 +216,33 @@ def _split(given: ParallelConfig, sp: int) -> tuple[int, int]:
     else:
         return 1, sp
     if sp % known:
-        raise _misfit(given, f"{flag} {known} does not divide {sp} sequence-parallel ranks")
+        raise _misfit(given, total, f"{flag} {known} does not divide {sp} sequence-parallel ranks")
     if flag == "--ulysses-degree":
         return sp // known, known
     return known, sp // known
 
 
-def _misfit(given: ParallelConfig, reason: str) -> ConfigError:
-    total = given.num_gpus or 1
-    fits = "; ".join(layout.flags() for layout in list(divisions(total))[:4])
-    return ConfigError(f"The parallel layout does not fit: {reason}. For example: {fits}.")
+def _misfit(given: ParallelConfig, total: int, reason: str) -> ConfigError:
+    examples = "; ".join(layout.flags() for layout in _examples(given, total)[:4])
+    hint = f" For example: {examples}." if total > 1 else ""
+    return ConfigError(f"The parallel layout does not fit: {reason}.{hint}")
+
+
+def _examples(given: ParallelConfig, total: int) -> list[Layout]:
+    """Layouts of `total` devices that keep as much as can be of what was asked for."""
+    tp, dp = given.tp_size, given.dp_size
+    cfg = 2 if given.enable_cfg_parallel else given.cfg_parallel_size
+
+    def strays(layout: Layout) -> tuple[bool, bool, bool]:
+        return (layout.tp != tp, dp not in (None, layout.dp), cfg not in (None, layout.cfg))
+
+    options = [
+        msgspec.structs.replace(option, tp=1 if option.group_size % tp else tp)
+        for option in divisions(total)
+        if option.group_size > 1 or given.vae_parallel != "on"
+    ]
+    least = min(map(strays, options), default=None)
+    return [option for option in options if strays(option) == least]
 
 
 def divisions(num_gpus: int) -> Iterator[Layout]:
@@ -264,17 +306,18 @@ def _encoder_refusals(layout: Layout, model: Capabilities) -> Iterator[str]:
 def check(layout: Layout, model: Capabilities) -> None:
     """Raise `ConfigError` unless `model` can run so, with the layouts that would fit."""
     if found := refusals(layout, model):
-        others = [option.flags() for option in fitting(layout.num_gpus, model)][:4]
-        fits = "; ".join(others) if others else "none with so many devices"
+        others = [option.flags() for option in fitting(layout.num_gpus, model, tp=layout.tp)]
+        fits = "; ".join(others[:4]) if others else "none with so many devices"
         raise ConfigError(f"{'. '.join(found)}. Layouts that fit: {fits}.")
 
 
-def fitting(num_gpus: int, model: Capabilities) -> list[Layout]:
-    """Layouts of so many devices that `model` can run, with the largest `tp` that fits."""
+def fitting(num_gpus: int, model: Capabilities, *, tp: int = 0) -> list[Layout]:
+    """Layouts of so many devices that `model` can run, with the largest `tp` that fits; with as
+    much of a `tp` that was asked for as fits."""
     found = []
     for division in divisions(num_gpus):
-        tp = math.gcd(division.group_size, *model.encoder_heads.values())
-        layout = msgspec.structs.replace(division, tp=tp if model.encoder_heads else 1)
+        shared = math.gcd(tp, division.group_size, *model.encoder_heads.values())
+        layout = msgspec.structs.replace(division, tp=shared if model.encoder_heads else 1)
         if not refusals(layout, model):
             found.append(layout)
     return found

@@ -55,6 +55,8 @@ def test_help_without_a_command() -> None:
         (["serve", "--num-gpus", "4", "--tp-size", "3"], "--tp-size 3"),
         (["serve", "--tp-size", "2", "--text-encoder-cpu-offload"], "Give one of them"),
         (["serve", "--gpu-ids", "0,x"], "'x' is not a device number"),
+        (["serve", "--gpu-ids", "0", "--device", "cpu"], "contradicts --device cpu"),
+        (["generate", "-p", "x", "--vae-parallel", "on"], "only one here"),
         (
             ["serve", "--device", "cpu", "--sequence-parallel-backend", "xfuser"],
             "--sequence-parallel-backend xfuser needs CUDA",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from safelight.cli.bench import RankFigures, rank_figures
+from typing import Any, cast
+
+import pytest
+
+from safelight.cli.bench import RankFigures, rank_figures, through_window
 from safelight.wire.messages import GroupStatus, PlanDone, RankCost, RankInfo
 
 
@@ -50,3 +54,24 @@ def test_figures_are_by_rank_and_steps_apart_from_the_rest() -> None:
     )
     assert second.peak_memory == 12
     assert second.bytes_per_step == {"ulysses.all_to_all": 60.0}
+
+
+@pytest.mark.parametrize(("requests", "window"), [(20, 8), (3, 8), (8, 8), (5, 1)])
+def test_no_more_are_unfinished_than_may_queue(requests: int, window: int) -> None:
+    submitted: list[int] = []
+    finished: list[int] = []
+    most = 0
+
+    class Job:
+        def __init__(self, number: int) -> None:
+            nonlocal most
+            submitted.append(number)
+            self.number = number
+            most = max(most, len(submitted) - len(finished))
+
+        def wait(self) -> None:
+            finished.append(self.number)
+
+    through_window(cast(Any, Job), requests, window)
+    assert submitted == sorted(finished) == list(range(requests))
+    assert most == min(requests, window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,3 +179,20 @@ def test_degrees_that_contradict_each_other() -> None:
     (layout,) = checks.layouts(config(num_gpus=3, ulysses_degree=2))
     assert layout.status == "fail"
     assert "does not divide" in layout.found
+
+
+def test_encoders_in_host_memory_are_not_shared_out() -> None:
+    offloading = config(num_gpus=4, device="cpu", text_encoder_cpu_offload=True)
+    assert not any("--tp-size" in check.found for check in checks.layouts(offloading))
+
+
+def test_weights_that_are_only_a_pointer_are_named(tmp_path: Path) -> None:
+    from safelight.builtin import builtin_model
+
+    copy = shutil.copytree(builtin_model("shapes"), tmp_path / "model")
+    [broken] = (copy / "vae").glob("*.safetensors")
+    broken.write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+    (check,) = checks.layouts(config(model_path=str(copy), num_gpus=2, device="cpu"))
+    assert check.status == "fail"
+    assert str(broken) in check.found
+    assert "git lfs pull" in check.advice

@@ -141,6 +141,14 @@ def test_ulysses_or_ring_alone_take_what_does_not_divide_but_not_too_little() ->
         parallel_card(ring_degree=16).resolve({"width": 32, "height": 48, "num_frames": 1})
 
 
+def test_sizes_are_proposed_that_do_not_divide_where_they_need_not() -> None:
+    card = parallel_card(ring_degree=5)
+    with pytest.raises(InvalidRequest, match="32x32 with 1 frame is 4 tokens") as refused:
+        card.resolve({"width": 32, "height": 32, "num_frames": 1})
+    assert "Nearest sizes that fit: 32x48 or 48x32" in str(refused.value)
+    assert card.resolve({"width": 32, "height": 48, "num_frames": 1})
+
+
 def test_a_card_in_a_layout_the_model_cannot_have_is_refused() -> None:
     with pytest.raises(ConfigError, match="4 attention heads"):
         parallel_card(ulysses_degree=3)

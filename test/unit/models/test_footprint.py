@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
 from safelight import config as configuration
+from safelight.builtin import builtin_model
 from safelight.errors import ConfigError
 from safelight.models.footprint import footprint, parameters
 from safelight.models.registry import load_family
@@ -39,8 +43,57 @@ def test_precision_counts() -> None:
     assert footprint(CONFIG, Layout(), cuda=True).weights == halved
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "x.safetensors").write_bytes(b"short")
-    with pytest.raises(ConfigError, match="is not a safetensors file"):
+def test_other_copies_of_the_weights_do_not_count(tmp_path: Path) -> None:
+    expected = parameters(builtin_model("shapes"))
+    copy = shutil.copytree(builtin_model("shapes"), tmp_path / "model")
+    for component in expected:
+        (file,) = (copy / component).glob("*.safetensors")
+        shutil.copy(file, file.with_name(f"{file.stem}.fp16.safetensors"))
+        shutil.copy(file, file.with_name(f"{file.stem}-00001-of-00001.safetensors"))
+    assert parameters(copy) == expected
+
+
+@pytest.mark.parametrize("stem", ["model", "diffusion_pytorch_model"])
+def test_the_files_of_an_index_count_together(tmp_path: Path, stem: str) -> None:
+    folder = tmp_path / "component"
+    folder.mkdir()
+    names = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    write(folder / names[0], {"a": {"shape": [2, 3]}, "__metadata__": {"format": "pt"}})
+    write(folder / names[1], {"b": {"shape": [4]}, "c": {"shape": []}})
+    write(folder / "left-over.safetensors", {"d": {"shape": [1000]}})
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}))
+    assert parameters(tmp_path) == {"component": 11}
+
+    (folder / names[1]).unlink()
+    with pytest.raises(ConfigError, match=f"Cannot read .*{names[1]}"):
+        parameters(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(ConfigError, match=r"index\.json has no weight_map"):
+        parameters(tmp_path)
+
+
+def write(path: Path, header: object) -> None:
+    data = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(data)) + data)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("content", [b"short", b"", POINTER])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{path} is not a safetensors file"):
+        parameters(tmp_path)
+
+
+@pytest.mark.parametrize("header", [[1], {"a": {}}, {"a": 3}, {"a": {"shape": ["x"]}}])
+def test_a_header_of_something_else_is_named(tmp_path: Path, header: object) -> None:
+    path = tmp_path / "vae" / "model.safetensors"
+    path.parent.mkdir()
+    write(path, header)
+    with pytest.raises(ConfigError, match=f"{path} is not a safetensors file"):
         parameters(tmp_path)
