@@ -35,11 +35,6 @@ def _loaded(settings: Settings) -> tuple[Any, Mesh]:
     return load_family(config, mesh), mesh
 
 
-def forget(rank: int) -> None:
-    """Free the models."""
-    _loaded.cache_clear()
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch on one thread, as on the ranks of a pool: more take sums in another order."""
@@ -75,19 +70,23 @@ def generate(
 
 
 def float_frames(family: Any, sessions: list[Any]) -> list[np.ndarray]:
-    """Frames before rounding: float32 [T, H, W, 3] in [0, 1]."""
-    processor, kept = family.pipeline.video_processor, []
-    original = processor.postprocess_video
+    """Frames before rounding, float32 in [0, 1]: [T, H, W, 3] of clips, [H, W, 3] of images."""
+    pipeline, kept = family.pipeline, []
+    if hasattr(pipeline, "video_processor"):
+        processor, name = pipeline.video_processor, "postprocess_video"
+    else:
+        processor, name = pipeline.image_processor, "postprocess"
+    original = getattr(processor, name)
 
-    def keep(video: torch.Tensor, **kwargs: object) -> np.ndarray:
-        kept.append(original(video, **kwargs))
+    def keep(pixels: torch.Tensor, **kwargs: object) -> np.ndarray:
+        kept.append(original(pixels, **kwargs))
         return kept[-1]
 
-    processor.postprocess_video = keep
+    setattr(processor, name, keep)
     try:
         family.decode(sessions)
     finally:
-        del processor.postprocess_video
+        delattr(processor, name)
     return list(kept[0])
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fakes import parity, zoo
+from fakes import parity, zoo, zoo_flux
 from fakes.parity import Settings
 from fakes.ranks import RankPool
 from fakes.simulation import spec as sample_spec
@@ -57,6 +57,7 @@ MODELS: Mapping[str, Callable[[Path], str]] = {
     "`builtin:shapes`": lambda directory: "builtin:shapes",
     "tiny random Wan": lambda directory: str(zoo.tiny_wan(directory)),
     "tiny random Wan of 3 heads": lambda directory: str(zoo.tiny_wan(directory, heads=3)),
+    "tiny random Flux": lambda directory: str(zoo_flux.tiny_flux(directory)),
 }
 
 _CELL = re.compile(r"(?P<latents>0|≤ \S+) / (?P<frames>0|≤ \S+)")
@@ -126,7 +127,8 @@ class Ranks:
         return self._references[model, together]
 
     def requests(self, model: str) -> list[list[SampleSpec]]:
-        """Batches: two clips, one of them unguided, and a still picture of another size."""
+        """Batches: two clips, or images if it makes none, one of them unguided; and a still picture
+        of another size."""
         config = configuration.build({"model_path": self._paths[model]})
         card = load_card(config)
 
@@ -136,8 +138,12 @@ class Ranks:
             prompt = f"a red circle moving left, {name}"
             return msgspec.structs.replace(sample_spec(name), prompt=prompt, sampling=sampling)
 
+        frames = min(9, card.num_frames.max)
         return [
-            [make("clip.0", num_frames=9), make("unguided.0", num_frames=9, guidance_scale=1.0)],
+            [
+                make("clip.0", num_frames=frames),
+                make("unguided.0", num_frames=frames, guidance_scale=1.0),
+            ],
             [make("still.0", num_frames=1, width=64, height=96)],
         ]
 

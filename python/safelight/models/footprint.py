@@ -85,7 +85,9 @@ def footprint(config: EngineConfig, layout: Layout, *, cuda: bool) -> Footprint:
     weights = {}
     for component, count in elements.items():
         shared = layout.tp if component in model.encoder_heads else 1
-        weights[component] = count * precisions.get(component, precisions["default"]) // shared
+        # text_encoder_2 and its like are loaded as the first one is.
+        kind = "text_encoder" if component.startswith("text_encoder") else component
+        weights[component] = count * precisions.get(kind, precisions["default"]) // shared
     return Footprint(weights=weights, activations=_activations(config, layout, model, precisions))
 
 

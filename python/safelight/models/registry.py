@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from safelight.parallel.mesh import Mesh
 
 FAMILIES = {
+    "FluxPipeline": "safelight.models.flux",
     "WanPipeline": "safelight.models.wan",
 }
 """Pipeline class in `model_index.json` -> family package."""

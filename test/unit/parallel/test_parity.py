@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from fakes.parity import fail_after, forget
+from fakes.parity import fail_after
 from fakes.ranks import RankPool
 from tools import documents, parity, parity_parts
 from tools.bounds import LARGEST, bound
@@ -15,10 +13,8 @@ from tools.bounds import LARGEST, bound
 @pytest.fixture(scope="module")
 def made(
     two_ranks: RankPool, four_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[parity.Ranks]:
-    yield parity.Ranks(tmp_path_factory.mktemp("models"), {2: two_ranks, 4: four_ranks})
-    for pool in (two_ranks, four_ranks):
-        pool.run(forget)
+) -> parity.Ranks:
+    return parity.Ranks(tmp_path_factory.mktemp("models"), {2: two_ranks, 4: four_ranks})
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "batched"])

@@ -1,0 +1,300 @@
+"""Fidelity: Flux through the adapter against diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from fakes import zoo_flux
+from fakes.ranks import RankPool
+from fakes.simulation import spec as sample_spec
+from safelight import config as configuration
+from safelight.errors import ConfigError, InvalidRequest
+from safelight.models.card import ModelCard
+from safelight.models.flux.adapter import FluxFamily, FluxSession
+from safelight.models.registry import load_card, load_family
+from safelight.request import SampleSpec
+
+PROMPT = "a green triangle on a white background"
+LATENT_TOLERANCE = 1e-5  # of batched latents, relative to the largest; docs/numerics.md
+RANKS_TOLERANCE = 1e-4  # of two ranks' latents
+FRAME_TOLERANCE = 1  # of batched frames, in 1/255: what lies on an edge is rounded either way
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("flux")
+    return {
+        "dev": zoo_flux.tiny_flux(folder / "dev"),
+        "schnell": zoo_flux.tiny_flux(folder / "schnell", guidance_embeds=False),
+    }
+
+
+@pytest.fixture(scope="module", params=["dev", "schnell"])
+def loaded(
+    request: pytest.FixtureRequest, directories: dict[str, Path]
+) -> tuple[ModelCard, FluxFamily]:
+    config = configured(directories[request.param])
+    family = load_family(config)
+    assert isinstance(family, FluxFamily)
+    return load_card(config), family
+
+
+def configured(directory: Path, **values: object) -> configuration.EngineConfig:
+    return configuration.build({"model_path": str(directory), "device": "cpu", **values})
+
+
+def make_spec(
+    card: ModelCard, name: str = "a.0", prompt: str = PROMPT, **values: object
+) -> SampleSpec:
+    small = {"width": 64, "height": 64, "max_sequence_length": 64}
+    sampling = card.resolve({**small, "num_inference_steps": 4, "seed": 7, **values})
+    return msgspec.structs.replace(sample_spec(name), prompt=prompt, sampling=sampling)
+
+
+def frame_of_pipeline(family: FluxFamily, spec: SampleSpec) -> np.ndarray:
+    """What `FluxPipeline.__call__` makes of the same request: uint8 [H, W, 3]."""
+    s = spec.sampling
+    (image,) = family.pipeline(
+        prompt=spec.prompt,
+        height=s.height,
+        width=s.width,
+        num_inference_steps=s.num_inference_steps,
+        guidance_scale=s.guidance_scale,
+        max_sequence_length=s.max_sequence_length,
+        generator=torch.Generator("cpu").manual_seed(s.seed),
+    ).images
+    return np.asarray(image)
+
+
+@torch.inference_mode()
+def begin(family: FluxFamily, spec: SampleSpec) -> FluxSession:
+    return family.begin(spec, family.encode(spec))
+
+
+@torch.inference_mode()
+def run_alone(family: FluxFamily, spec: SampleSpec) -> FluxSession:
+    session = begin(family, spec)
+    for _ in range(spec.sampling.num_inference_steps):
+        family.step([session])
+    return session
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"width": 96, "height": 48},
+        {"width": 16, "height": 112, "num_inference_steps": 1},
+        {"max_sequence_length": 512},
+        {"guidance_scale": 1.0},
+        {"prompt": "yellow squares"},
+    ],
+    ids=["square", "wide", "one step of a column", "long text", "other guidance", "other prompt"],
+)
+def test_one_sample_has_the_bits_of_the_pipeline(
+    loaded: tuple[ModelCard, FluxFamily], values: dict[str, object]
+) -> None:
+    card, family = loaded
+    spec = make_spec(card, **values)
+    expected = frame_of_pipeline(family, spec)
+    session = run_alone(family, spec)
+    with torch.inference_mode():
+        (frames,) = family.decode([session])
+    assert frames.shape == (1, spec.sampling.height, spec.sampling.width, 3)
+    assert np.array_equal(frames[0], expected)
+    assert frames.std() > 1, "a flat picture proves nothing"
+
+
+@torch.inference_mode()
+def test_the_bits_hold_in_half_precision(directories: dict[str, Path]) -> None:
+    """And with the VAE in float32, as on CUDA, which the pipeline cannot do, pictures are made."""
+    half = {"dit_precision": "bf16", "vae_precision": "bf16"}
+    config = configured(directories["dev"], **half)
+    family, spec = load_family(config), make_spec(load_card(config), guidance_scale=3.3)
+    assert isinstance(family, FluxFamily)
+    session = run_alone(family, spec)
+    assert session.latents.dtype == torch.bfloat16
+    (frames,) = family.decode([session])
+    assert np.array_equal(frames[0], frame_of_pipeline(family, spec))
+    family.pipeline.vae.float()
+    assert np.abs(family.decode([session])[0].astype(int) - frames).mean() < 5
+
+
+def test_both_text_encoders_have_the_precision_of_text_encoders(
+    directories: dict[str, Path],
+) -> None:
+    config = configured(directories["dev"], text_encoder_precision="bf16")
+    family = load_family(config)
+    assert isinstance(family, FluxFamily)
+    pipeline = family.pipeline
+    assert {pipeline.text_encoder.dtype, pipeline.text_encoder_2.dtype} == {torch.bfloat16}
+    assert run_alone(family, make_spec(load_card(config))).latents.dtype == torch.float32
+
+
+def test_prompts_seeds_and_guidance_matter(loaded: tuple[ModelCard, FluxFamily]) -> None:
+    card, family = loaded
+    base = run_alone(family, make_spec(card)).latents
+    other = {"prompt": "a red circle"}, {"seed": 8}, {"guidance_scale": 1.0}
+    same = [torch.equal(base, run_alone(family, make_spec(card, **v)).latents) for v in other]
+    assert same == [False, False, not family.transformer.config.guidance_embeds]
+
+
+@torch.inference_mode()
+def test_samples_at_different_steps_counts_and_scales_in_one_forward(
+    loaded: tuple[ModelCard, FluxFamily],
+) -> None:
+    """Six samples, 4 to 12 steps, each entering one step after the last."""
+    card, family = loaded
+    dev = family.transformer.config.guidance_embeds
+    specs = [
+        make_spec(
+            card,
+            f"s.{i}",
+            prompt=f"{i} {PROMPT}",
+            seed=i,
+            num_inference_steps=count,
+            guidance_scale=scale if dev else 0.0,
+        )
+        for i, (count, scale) in enumerate(
+            zip([4, 5, 6, 8, 10, 12], [3.5, 1.0, 7.0, 0.0, 3.5, 2.0], strict=True)
+        )
+    ]
+    alone = [run_alone(family, spec) for spec in specs]
+    waiting, running, done = [begin(family, s) for s in specs], [], []
+    while waiting or running:
+        if waiting:
+            running.append(waiting.pop(0))
+        family.step(running)
+        done += [s for s in running if s.index == s.spec.sampling.num_inference_steps]
+        running = [s for s in running if s not in done]
+    done.sort(key=lambda session: session.spec.id)
+    for batched, single, frames in zip(done, alone, family.decode(done), strict=True):
+        difference = (batched.latents - single.latents).abs().max()
+        assert difference <= LATENT_TOLERANCE * single.latents.abs().max()
+        (expected,) = family.decode([single])
+        assert np.abs(frames.astype(int) - expected).max() <= FRAME_TOLERANCE
+
+
+@torch.inference_mode()
+def test_interleaved_sessions_do_not_touch_each_other(
+    loaded: tuple[ModelCard, FluxFamily],
+) -> None:
+    """Preemption: two samples of different sizes take turns and both keep their bits."""
+    card, family = loaded
+    specs = [
+        make_spec(card, f"s.{i}", seed=i, width=64 + 32 * i, num_inference_steps=5 + i)
+        for i in range(2)
+    ]
+    alone = [run_alone(family, spec).latents for spec in specs]
+    first, second = (begin(family, spec) for spec in specs)
+    for session in (first, first, second, second, second, first, second, first, first):
+        family.step([session])
+    family.step([second])
+    family.step([second])
+    assert torch.equal(first.latents, alone[0])
+    assert torch.equal(second.latents, alone[1])
+
+
+def test_prompt_embeddings_are_computed_once(loaded: tuple[ModelCard, FluxFamily]) -> None:
+    card, family = loaded
+    spec = make_spec(card, prompt="a prompt nobody else uses")
+    run_alone(family, spec)
+    misses = family._prompts.misses
+    run_alone(family, msgspec.structs.replace(spec, id="b.0"))
+    assert family._prompts.misses == misses
+
+
+# ---------------------------------------------------------------------------------------- the card
+
+
+def test_the_defaults_are_the_pipelines(directories: dict[str, Path]) -> None:
+    signature = inspect.signature(FluxPipeline.__call__).parameters
+    dev, schnell = (load_card(configured(directories[name])) for name in ("dev", "schnell"))
+    for name, value in dev.defaults.items():
+        if name in signature and name not in ("width", "height"):
+            assert value == signature[name].default, name
+    default = dev.resolve({})
+    assert (default.width, default.height, dev.tokens(default)) == (1024, 1024, 64 * 64)
+    fast = schnell.resolve({})
+    assert (fast.num_inference_steps, fast.guidance_scale) == (4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "words"),
+    [
+        ("dev", {"width": 72}, ["'width' is 72", "in steps of 16", "64 or 80"]),
+        ("dev", {"height": 8}, ["'height' is 8", "Nearest: 16"]),
+        ("dev", {"width": 8192}, ["'width' is 8192", "Nearest: 4096"]),
+        ("dev", {"num_frames": 9}, ["'num_frames' is 9", "Nearest: 1."]),
+        ("dev", {"max_sequence_length": 513}, ["is 513", "at most 512"]),
+        ("dev", {"negative_prompt": "ugly"}, ["'negative_prompt' is of no use"]),
+        ("schnell", {"guidance_scale": 3.5}, ["'guidance_scale' is 3.5", "give 0"]),
+    ],
+)
+def test_the_card_refuses_what_the_pipeline_cannot_make(
+    directories: dict[str, Path], model: str, values: dict[str, object], words: list[str]
+) -> None:
+    card = load_card(configured(directories[model]))
+    with pytest.raises(InvalidRequest) as refused:
+        card.resolve(values)
+    assert refused.value.param == next(iter(values))
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_a_transformer_that_wants_an_image_is_refused(tmp_path: Path) -> None:
+    directory = zoo_flux.tiny_flux(tmp_path / "fill")
+    path = directory / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "in_channels": 32}))
+    with pytest.raises(ConfigError, match="takes 32 channels, where text-to-image has 16"):
+        load_card(configured(directory))
+
+
+# ----------------------------------------------------------------------------------- several ranks
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"ulysses_degree": 2},
+        {"ring_degree": 2},
+        {"tp_size": 2, "sp_degree": 1},
+        {"ulysses_degree": 2, "tp_size": 2, "vae_parallel": "on"},
+    ],
+    ids=["ulysses", "ring", "tp", "all"],
+)
+def test_two_ranks_make_what_one_makes(
+    directories: dict[str, Path], two_ranks: RankPool, layout: dict[str, object]
+) -> None:
+    """Two samples in a batch, of 15 image tokens and 33 words, which two ranks share unevenly."""
+    path = directories["dev"]
+    card = load_card(configured(path, **layout))
+    uneven = {"width": 80, "height": 48, "max_sequence_length": 33}
+    specs = [make_spec(card, f"s.{i}", seed=i, guidance_scale=1.0 + i, **uneven) for i in range(2)]
+    one = (("model_path", str(path)),)
+    expected, pictures = zoo_flux.generate(0, one, specs)
+    ranks = two_ranks.run(zoo_flux.generate, (*one, *layout.items()), specs)
+    for latents, _ in ranks:
+        for mine, reference in zip(latents, expected, strict=True):
+            assert np.abs(mine - reference).max() <= RANKS_TOLERANCE
+    for mine, reference in zip(ranks[0][1], pictures, strict=True):
+        assert np.abs(mine.astype(int) - reference).max() <= FRAME_TOLERANCE
+
+
+def test_ranks_that_cannot_share_the_words_say_so(directories: dict[str, Path]) -> None:
+    card = load_card(configured(directories["dev"], ulysses_degree=2, ring_degree=2))
+    with pytest.raises(InvalidRequest, match=r"'max_sequence_length' is 33.*evenly.*Nearest: 36\."):
+        card.resolve({"max_sequence_length": 33})
+
+
+def test_there_are_no_halves_for_guidance_to_share_out(directories: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="runs no unconditional forward"):
+        load_card(configured(directories["dev"], cfg_parallel_size=2))
