@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -68,7 +69,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _family_package(directory: Path) -> str:
+def _part(directory: Path, module: str) -> ModuleType:
+    """A module of the family that runs the pipeline in `directory`; imported now."""
     name = pipeline_class(directory)
     if name not in FAMILIES:
         raise ConfigError(
@@ -76,14 +78,13 @@ def _family_package(directory: Path) -> str:
             + fields.unknown(name, FAMILIES, what="pipeline class"),
             param="model_path",
         )
-    return FAMILIES[name]
+    return importlib.import_module(f"{FAMILIES[name]}.{module}")
 
 
 def load_capabilities(config: EngineConfig) -> Capabilities:
     """What of the configured model can be shared out over ranks; reads JSON files only."""
     directory = model_directory(config.model.model_path)
-    spec = importlib.import_module(_family_package(directory) + ".spec")
-    capabilities: Capabilities = spec.capabilities(directory)
+    capabilities: Capabilities = _part(directory, "spec").capabilities(directory)
     return capabilities
 
 
@@ -93,7 +94,7 @@ def load_card(config: EngineConfig) -> ModelCard:
     Raises `ConfigError` if there is no such model, or it cannot run in that layout.
     """
     directory = model_directory(config.model.model_path)
-    spec = importlib.import_module(_family_package(directory) + ".spec")
+    spec = _part(directory, "spec")
     layout = complete(config.parallel)
     capabilities = spec.capabilities(directory)
     check(layout, capabilities)
@@ -128,6 +129,5 @@ def load_family(config: EngineConfig, mesh: Mesh | None = None) -> Family:
 
         mesh = Mesh.single(device_of(config.model))
     directory = model_directory(config.model.model_path)
-    adapter = importlib.import_module(_family_package(directory) + ".adapter")
-    family: Family = adapter.load(directory, config, mesh)
+    family: Family = _part(directory, "adapter").load(directory, config, mesh)
     return family

@@ -24,7 +24,6 @@ from safelight.parallel.traffic import Traffic
 AGREEMENT_TIMEOUT = 10.0
 """Seconds in which the others must have failed too, if the failure is everybody's."""
 
-
 PATIENCE = datetime.timedelta(days=1)
 """For a rank that has work of its own; that it hangs is noticed by the scheduler."""
 

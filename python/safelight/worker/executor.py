@@ -56,6 +56,8 @@ class Executor:
         self._sessions: dict[str, Any] = {}
         self._decoded: dict[str, Frames | None] = {}
         """Of the running plan; frames are on rank 0 only."""
+        self._seq = 0
+        """Number of the running plan."""
         self.acting: tuple[str, ...] = ()
         """Samples it works on, or that it ended with."""
 

@@ -23,6 +23,7 @@ from safelight.config import EngineConfig
 from safelight.models.loading import dtypes_of, place, weight_bytes
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
+from safelight.models.session import Denoising
 from safelight.parallel.mesh import Mesh
 from safelight.parallel.sequence import SequenceParallel
 from safelight.parallel.tensor import load_encoders
@@ -43,30 +44,15 @@ class Conditioning:
     """CLIP's, [1, pooled_dim]."""
 
 
-@dataclass
-class FluxSession:
-    """One sample's tensors and its own sampler."""
+@dataclass(kw_only=True)
+class FluxSession(Denoising):
+    """Latents are packed: [1, tokens, 4 * channels]; a token is 2x2 latents."""
 
-    spec: SampleSpec
     conditioning: Conditioning
-    latents: torch.Tensor
-    """Packed: [1, tokens, 4 * channels]; a token is 2x2 latents."""
     image_ids: torch.Tensor
     """Positions of the tokens, [tokens, 3]."""
     guidance: torch.Tensor | None
     """float32 [1]; None for a transformer without embedded guidance."""
-    scheduler: Any
-    timesteps: torch.Tensor
-    index: int = 0
-
-    @property
-    def timestep(self) -> torch.Tensor:
-        return self.timesteps[self.index]
-
-    def advance(self, noise: torch.Tensor) -> None:
-        """Take the sampler's step with the prediction `noise`, shaped as the latents."""
-        self.latents = self.scheduler.step(noise, self.timestep, self.latents, return_dict=False)[0]
-        self.index += 1
 
 
 class FluxFamily:
@@ -119,7 +105,13 @@ class FluxFamily:
             guidance = torch.full([1], sampling.guidance_scale, device=self.device)
         scheduler = self._scheduler(sampling.num_inference_steps, latents.shape[1])
         return FluxSession(
-            sample, conditioning, latents, image_ids, guidance, scheduler, scheduler.timesteps
+            spec=sample,
+            conditioning=conditioning,
+            latents=latents,
+            image_ids=image_ids,
+            guidance=guidance,
+            scheduler=scheduler,
+            timesteps=scheduler.timesteps,
         )
 
     def _scheduler(self, steps: int, tokens: int) -> Any:

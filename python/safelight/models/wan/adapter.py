@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import WanPipeline
@@ -22,6 +22,7 @@ from safelight.config import EngineConfig
 from safelight.models.loading import dtypes_of, place, weight_bytes
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
+from safelight.models.session import Denoising
 from safelight.parallel.guidance import Guidance
 from safelight.parallel.mesh import Mesh
 from safelight.parallel.sequence import SequenceParallel
@@ -42,26 +43,11 @@ class Conditioning:
     """None without guidance."""
 
 
-@dataclass
-class WanSession:
-    """One sample's tensors and its own sampler."""
+@dataclass(kw_only=True)
+class WanSession(Denoising):
+    """Latents are float32 [1, channels, latent frames, latent height, latent width]."""
 
-    spec: SampleSpec
     conditioning: Conditioning
-    latents: torch.Tensor
-    """float32 [1, channels, latent frames, latent height, latent width]"""
-    scheduler: Any
-    timesteps: torch.Tensor
-    index: int = 0
-
-    @property
-    def timestep(self) -> torch.Tensor:
-        return self.timesteps[self.index]
-
-    def advance(self, noise: torch.Tensor) -> None:
-        """Take the sampler's step with the guided prediction `noise`, shaped as the latents."""
-        self.latents = self.scheduler.step(noise, self.timestep, self.latents, return_dict=False)[0]
-        self.index += 1
 
 
 class WanFamily:
@@ -125,7 +111,13 @@ class WanFamily:
             self.device,
             torch.Generator("cpu").manual_seed(sampling.seed),
         )
-        return WanSession(sample, conditioning, latents, scheduler, scheduler.timesteps)
+        return WanSession(
+            spec=sample,
+            conditioning=conditioning,
+            latents=latents,
+            scheduler=scheduler,
+            timesteps=scheduler.timesteps,
+        )
 
     def step(self, batch: Sequence[WanSession]) -> None:
         if len(batch) == 1:
