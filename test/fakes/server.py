@@ -39,8 +39,9 @@ class Server:
             )
         self.client = httpx2.Client(base_url=self.base_url, timeout=60.0)
 
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Raises `AssertionError` with the log if it ends, or does not serve in time."""
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended:\n{self.log.read_text()}")
