@@ -33,7 +33,7 @@ from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_card
-from safelight.request import GenerationRequest, MediaFormat, Task
+from safelight.request import GenerationRequest, MediaFormat, Output
 from safelight.wire.messages import GroupStatus, PlanDone
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ class Engine:
         prompt: str,
         *,
         sampling: Mapping[str, Any] | None = None,
-        task: Task | None = None,
+        output: Output | None = None,
         n: int = 1,
         format: MediaFormat | None = None,
         compression: int = 95,
@@ -165,7 +165,8 @@ class Engine:
         Args:
             prompt: what to generate.
             sampling: any fields of `Sampling`; the model's defaults fill the rest.
-            task: by default a video, or an image when `num_frames` is 1.
+            output: "image" or "video"; by default a video where the model makes them, or an image
+                when `num_frames` is 1.
             n: outputs, with seeds `seed`, `seed + 1`, …
             format: `mp4`, or for images `png` (default), `jpeg`, `webp`.
             compression: 0 to 100, the quality of jpeg and webp.
@@ -178,7 +179,7 @@ class Engine:
             self.card,
             prompt,
             sampling or {},
-            task=task,
+            output=output,
             format=format,
             n=n,
             max_outputs=self.config.server.max_outputs,

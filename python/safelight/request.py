@@ -17,10 +17,20 @@ from safelight.errors import IllegalTransition
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 MediaFormat = Literal["png", "jpeg", "webp", "mp4"]
-Task = Literal["text-to-video", "text-to-image"]
+Output = Literal["image", "video"]
+Task = Literal["text-to-image", "image-to-image", "inpainting", "text-to-video", "image-to-video"]
+TASKS: Mapping[Output, tuple[Task, ...]] = {
+    "image": ("text-to-image", "image-to-image", "inpainting"),
+    "video": ("text-to-video", "image-to-video"),
+}
+"""What each kind of output can be made from."""
 
 MAX_PROMPT = 32_000  # characters; the OpenAI limit
 MAX_SEED = 2**63 - 1
+
+
+Scale = Annotated[float, Meta(ge=0, le=100)]
+"""Bounds of an optional number stand inside: msgspec has none for `float | None`."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,7 +44,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     num_frames: Annotated[
         int, Meta(ge=1, le=4096, description="Frames to generate; 1 makes a still picture.")
     ]
-    fps: Annotated[int, Meta(ge=1, le=240, description="Frames per second of the saved video.")]
+    fps: Annotated[int, Meta(ge=1, le=240, description="Frames per second of the saved video.")] = 1
     num_inference_steps: Annotated[
         int, Meta(ge=1, le=1000, description="Number of denoising steps.")
     ]
@@ -46,10 +56,32 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Classifier-free guidance: how closely to follow the prompt; "
             "1 or less turns it off.",
         ),
-    ]
+    ] = 1.0
+    guidance_scale_2: Annotated[
+        Scale | None,
+        Meta(
+            description="Guidance of the second, low-noise expert (Wan 2.2); "
+            "by default guidance_scale."
+        ),
+    ] = None
+    true_cfg_scale: Annotated[
+        Scale | None,
+        Meta(
+            description="Classifier-free guidance of models whose guidance_scale is an input of "
+            "the transformer; above 1 it is on where there is a negative prompt."
+        ),
+    ] = None
+    flow_shift: Annotated[
+        Annotated[float, Meta(gt=0, le=100)] | None,
+        Meta(description="Shift of the noise levels; by default the model's own."),
+    ] = None
+    strength: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(description="How far the input image is changed: 1 forgets it."),
+    ] = None
     max_sequence_length: Annotated[
         int, Meta(ge=1, le=4096, description="Prompt tokens kept; a longer prompt is cut.")
-    ]
+    ] = 512
     negative_prompt: Annotated[
         str, Meta(max_length=MAX_PROMPT, description="What the output should not show.")
     ] = ""
@@ -61,6 +93,31 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="Seed of the starting noise; random when left out, always reported.",
         ),
     ] = 0
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input picture: decoded by the manager, kept as bare pixels, read by the ranks."""
+
+    path: str
+    """Absolute path of uint8 pixels in C order, [height, width] or [height, width, 3]."""
+    width: int
+    height: int
+    mode: Literal["RGB", "L"] = "RGB"
+    digest: str
+    """SHA-256 of the pixels, hexadecimal: what is computed from them is cached by it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)"""
+        return self.width, self.height
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a sample is made from besides its prompt."""
+
+    images: tuple[Picture, ...] = ()
+    mask: Picture | None = None
+    """Of the first image's size, mode L: white is repainted, black is kept."""
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +147,10 @@ class SampleSpec(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     """Transformer tokens of one forward of this sample alone; the unit of the cost model."""
     delivery: Delivery
+    model: str = ""
+    """Name of the model that makes it."""
+    task: Task = "text-to-image"
+    inputs: Inputs = Inputs()
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,11 +167,16 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     compression: int = 95
     created_at: float
     """Unix seconds."""
+    inputs: Inputs = Inputs()
+    seeds: tuple[int, ...] = ()
+    """Seed of every sample, if they were listed."""
     extra: dict[str, Any] = {}
     """What the HTTP dialect must echo (for example `user`); the engine does not read it."""
 
     def seed_of(self, index: int) -> int:
-        """Seed of sample `index`: `seed`, `seed + 1`, …"""
+        """Seed of sample `index`: as listed, or `seed`, `seed + 1`, …"""
+        if self.seeds:
+            return self.seeds[index]
         return (self.sampling.seed + index) % (MAX_SEED + 1)
 
 

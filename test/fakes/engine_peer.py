@@ -32,6 +32,7 @@ CARD = ModelCard(
     family="wan",
     path="/nowhere",
     tasks=("text-to-video", "text-to-image"),
+    parameters=("negative_prompt", "guidance_scale", "max_sequence_length", "fps"),
     defaults={
         "width": 64,
         "height": 64,

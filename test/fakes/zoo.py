@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -13,6 +14,9 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from fakes.cases import Case
+from safelight.request import SampleSpec
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -30,6 +34,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         model_max_length=512,
     )
+
+
+def as_bytes(frames: np.ndarray) -> np.ndarray:
+    """Float frames in [0, 1], as the pipelines' "np" output has them, rounded as diffusers rounds
+    pictures; uint8 [T, H, W, 3]."""
+    if frames.ndim == 3:
+        frames = frames[None]
+    return (frames * 255).round().astype("uint8")
 
 
 def tiny_wan(directory: Path, heads: int = 4) -> Path:
@@ -71,3 +83,45 @@ def tiny_wan(directory: Path, heads: int = 4) -> Path:
     )
     pipeline.save_pretrained(directory)
     return directory
+
+
+def wan_reference(directory: Path, spec: SampleSpec) -> np.ndarray:
+    """What `WanPipeline.__call__` makes of a sample."""
+    pipeline = WanPipeline.from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    s = spec.sampling
+    result = pipeline(
+        prompt=spec.prompt,
+        negative_prompt=s.negative_prompt,
+        height=s.height,
+        width=s.width,
+        num_frames=s.num_frames,
+        num_inference_steps=s.num_inference_steps,
+        guidance_scale=s.guidance_scale,
+        max_sequence_length=s.max_sequence_length,
+        generator=torch.Generator("cpu").manual_seed(s.seed),
+        output_type="np",
+    )
+    return as_bytes(result.frames[0])
+
+
+_SMALL = {"width": 64, "height": 64, "num_inference_steps": 4, "max_sequence_length": 64}
+
+CASES = (
+    Case(
+        name="Wan 2.1",
+        task="text-to-video",
+        make=tiny_wan,
+        reference=wan_reference,
+        values={**_SMALL, "num_frames": 9, "guidance_scale": 3.0},
+        variant={"guidance_scale": 1.0},
+    ),
+    Case(
+        name="Wan 2.1",
+        task="text-to-image",
+        make=tiny_wan,
+        reference=wan_reference,
+        values={**_SMALL, "negative_prompt": "ugly"},
+        on_two=(("cfg_parallel_size", 2),),
+    ),
+)

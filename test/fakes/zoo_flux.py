@@ -16,7 +16,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from fakes import parity
-from fakes.zoo import byte_tokenizer
+from fakes.cases import Case
+from fakes.zoo import as_bytes, byte_tokenizer
 from safelight.request import SampleSpec
 
 
@@ -92,6 +93,50 @@ def _vae() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def flux_reference(directory: Path, spec: SampleSpec) -> np.ndarray:
+    """What `FluxPipeline.__call__` makes of a sample."""
+    pipeline = FluxPipeline.from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    s = spec.sampling
+    result = pipeline(
+        prompt=spec.prompt,
+        height=s.height,
+        width=s.width,
+        num_inference_steps=s.num_inference_steps,
+        guidance_scale=s.guidance_scale,
+        max_sequence_length=s.max_sequence_length,
+        generator=torch.Generator("cpu").manual_seed(s.seed),
+        output_type="np",
+    )
+    return as_bytes(result.images[0])
+
+
+def tiny_schnell(directory: Path) -> Path:
+    """Without embedded guidance, with fixed noise levels."""
+    return tiny_flux(directory, guidance_embeds=False)
+
+
+_SMALL = {"width": 64, "height": 64, "num_inference_steps": 4, "max_sequence_length": 64}
+
+CASES = (
+    Case(
+        name="FLUX.1 dev",
+        task="text-to-image",
+        make=tiny_flux,
+        reference=flux_reference,
+        values={**_SMALL, "guidance_scale": 3.0},
+        variant={"guidance_scale": 1.5},
+    ),
+    Case(
+        name="FLUX.1 schnell",
+        task="text-to-image",
+        make=tiny_schnell,
+        reference=flux_reference,
+        values=_SMALL,
+    ),
+)
 
 
 @parity.one_thread()

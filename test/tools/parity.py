@@ -19,6 +19,7 @@ import numpy as np
 
 from fakes import parity, zoo, zoo_flux
 from fakes.parity import Settings
+from fakes.pipelines import CASES
 from fakes.ranks import RankPool
 from fakes.simulation import spec as sample_spec
 from safelight import config as configuration
@@ -26,7 +27,7 @@ from safelight.errors import ConfigError
 from safelight.models.registry import load_card
 from safelight.parallel.layout import complete
 from safelight.request import SampleSpec
-from tools import documents, parity_parts
+from tools import documents, parity_parts, pipelines
 from tools.bounds import bound, within
 
 NAME = "numerics.md"
@@ -84,8 +85,17 @@ class Ranks:
             name: make(directory / f"model-{index}")
             for index, (name, make) in enumerate(MODELS.items())
         }
+        self.directory = directory
         self.pools = pools
+        self._turns = 0
         self._references: dict[tuple[str, bool], list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def fresh_two(self) -> RankPool:
+        """Two ranks, from time to time new ones: the meshes that were made stay in the old."""
+        self._turns += 1
+        if self._turns % 8 == 0:
+            self.pools[2].close()
+        return self.pools[2]
 
     def cell(self, model: str, layout: str, together: bool) -> Cell:
         """What the ranks of `layout` make of the requests, alone or batched, against one rank."""
@@ -196,6 +206,8 @@ def document() -> str:
     page = (documents.DOCS / NAME).read_text("utf-8")
     with ranks() as made:
         page = documents.between(page, "families", families(made))
+        rows = [row.cells for row in pipelines.rows(CASES, made.directory, made.fresh_two)]
+        page = documents.between(page, "pipelines", documents.table(pipelines.HEADINGS, *rows))
         for name, (table, headings) in parity_parts.SECTIONS.items():
             text = parity_parts.text(table(made.pools), headings)
             page = documents.between(page, name, text)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from safelight.errors import InvalidRequest
-from safelight.models.card import ModelCard
-from safelight.request import MAX_PROMPT, GenerationRequest, ImageFormat, MediaFormat, Task
+from safelight.models.card import NOTHING, ModelCard, frame_count
+from safelight.request import (
+    MAX_PROMPT,
+    MAX_SEED,
+    TASKS,
+    GenerationRequest,
+    ImageFormat,
+    Inputs,
+    MediaFormat,
+    Output,
+    Task,
+)
 
 MAX_PRIORITY = 100
 _RANDOM_SEEDS = 2**32  # exact in every client's numbers, JavaScript's included
@@ -21,7 +31,9 @@ def build_request(
     sampling: Mapping[str, Any],
     *,
     strict: bool = True,
-    task: Task | None = None,
+    output: Output | None = None,
+    inputs: Inputs = NOTHING,
+    seeds: Sequence[int] = (),
     format: MediaFormat | None = None,
     n: int = 1,
     max_outputs: int = 10,
@@ -31,21 +43,22 @@ def build_request(
 ) -> GenerationRequest:
     """A checked request for `card`'s model.
 
-    `sampling` holds any of the fields of `Sampling`; a seed is drawn when there is none. One frame
-    makes a still picture. Raises `InvalidRequest` or `UnknownField`, naming the field.
+    `sampling` holds any of the fields of `Sampling`; a seed is drawn when there is none. What is
+    made follows from `output`, the input pictures and the number of frames. Raises `InvalidRequest`
+    or `UnknownField`, naming the field.
     """
     _check_prompt(prompt)
     _check_range("n", n, 1, max_outputs)
     _check_range("output_compression", compression, 0, 100)
     _check_range("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
     values = dict(sampling)
-    if values.get("seed") is None:
+    _check_seeds(seeds, n)
+    if seeds:
+        values["seed"] = seeds[0]
+    elif values.get("seed") is None:
         values["seed"] = secrets.randbelow(_RANDOM_SEEDS)
-    if task == "text-to-image":
-        values.setdefault("num_frames", 1)
-    resolved = card.resolve(values, strict=strict)
-    task = task or ("text-to-image" if resolved.num_frames == 1 else "text-to-video")
-    _check_task(card, task, resolved.num_frames)
+    task = card.task_for(output, inputs, frame_count(values.get("num_frames")))
+    resolved = card.resolve(values, strict=strict, task=task, inputs=inputs)
     return GenerationRequest(
         id=new_id(task),
         task=task,
@@ -57,13 +70,19 @@ def build_request(
         format=_format(task, format),
         compression=compression,
         created_at=time.time(),
+        inputs=inputs,
+        seeds=tuple(seeds),
         extra=dict(extra or {}),
     )
 
 
 def new_id(task: Task) -> str:
     """`video_<hex>` or `image_<hex>`, unguessable."""
-    return f"{'image' if task == 'text-to-image' else 'video'}_{secrets.token_hex(16)}"
+    return f"{_kind(task)}_{secrets.token_hex(16)}"
+
+
+def _kind(task: Task) -> Output:
+    return "image" if task in TASKS["image"] else "video"
 
 
 def _check_prompt(prompt: str) -> None:
@@ -80,19 +99,20 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise InvalidRequest(f"'{name}' is {value}; it must be {low} to {high}.", param=name)
 
 
-def _check_task(card: ModelCard, task: Task, num_frames: int) -> None:
-    if task not in card.tasks:
+def _check_seeds(seeds: Sequence[int], n: int) -> None:
+    if seeds and len(seeds) != n:
         raise InvalidRequest(
-            f"{card.name} cannot do {task}; it does {', '.join(card.tasks)}.", param="model"
+            f"'seed' lists {len(seeds)} seeds for {n} outputs; list one for each, or give one.",
+            param="seed",
         )
-    if task == "text-to-image" and num_frames != 1:
-        raise InvalidRequest(f"'num_frames' is {num_frames}; an image has 1.", param="num_frames")
+    for seed in seeds:
+        _check_range("seed", seed, 0, MAX_SEED)
 
 
 def _format(task: Task, format: MediaFormat | None) -> MediaFormat:
-    legal = get_args(ImageFormat) if task == "text-to-image" else ("mp4",)
+    legal = get_args(ImageFormat) if _kind(task) == "image" else ("mp4",)
     if format is None:
-        return "png" if task == "text-to-image" else "mp4"
+        return "png" if _kind(task) == "image" else "mp4"
     if format not in legal:
         raise InvalidRequest(
             f"'output_format' is {format}; {task} gives {', '.join(legal)}.", param="output_format"

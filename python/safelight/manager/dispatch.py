@@ -38,8 +38,8 @@ class Dispatcher:
             prompt=request.prompt,
             sampling=sampling,
             priority=request.priority,
-            batch_key=self._card.batch_key(sampling),
-            tokens=self._card.tokens(sampling),
+            batch_key=self._card.batch_key(sampling, request.task, request.inputs),
+            tokens=self._card.tokens(sampling, request.inputs),
             delivery=Delivery(
                 path=self._path(live, index),
                 format=request.format,
@@ -47,6 +47,9 @@ class Dispatcher:
                 compression=request.compression,
                 parameters=parameters(request, index) if self._embed else {},
             ),
+            model=request.model,
+            task=request.task,
+            inputs=request.inputs,
         )
 
     def _path(self, live: LiveJob, index: int) -> str:
@@ -59,7 +62,8 @@ def parameters(request: GenerationRequest, index: int) -> dict[str, str]:
     """What made the picture, for its text chunks: enough to make it again."""
     sampling = msgspec.structs.replace(request.sampling, seed=request.seed_of(index))
     values = {"prompt": request.prompt, "model": request.model} | msgspec.structs.asdict(sampling)
-    return {"Software": f"Safelight {__version__}"} | {k: str(v) for k, v in values.items()}
+    known = {name: str(value) for name, value in values.items() if value is not None}
+    return {"Software": f"Safelight {__version__}"} | known
 
 
 def packed(specs: Iterable[SampleSpec]) -> Iterator[Submit]:

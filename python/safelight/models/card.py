@@ -14,7 +14,13 @@ import msgspec
 
 from safelight import fields
 from safelight.errors import ConfigError, InvalidRequest, UnknownField
-from safelight.request import Sampling, Task
+from safelight.request import TASKS, Inputs, Output, Sampling, Task
+
+ALWAYS = ("width", "height", "num_frames", "num_inference_steps", "seed")
+"""Sampling parameters that every model has a use for, or a range of."""
+
+NOTHING = Inputs()
+"""No input pictures."""
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,8 +56,16 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     family: str
     path: str
     tasks: tuple[Task, ...]
+    parameters: tuple[str, ...] = ()
+    """Fields of `Sampling` that have an effect, beside `ALWAYS`; others are refused."""
+    max_images: int = 0
+    """Most input pictures of a request."""
     defaults: dict[str, Any]
     """Values of `Sampling` fields that a request leaves out (without `seed`)."""
+    task_defaults: dict[Task, dict[str, Any]] = {}
+    """Where those of a task are others."""
+    limits: dict[str, str] = {}
+    """What the model cannot do here, and why, for people: `preemption`, `progress`, …"""
     width: Range
     height: Range
     num_frames: Range
@@ -65,33 +79,112 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     even_shards: bool = False
     """Whether they must get equally many."""
 
-    def tokens(self, sampling: Sampling) -> int:
+    def tokens(self, sampling: Sampling, inputs: Inputs = NOTHING) -> int:
         """Transformer tokens of one forward of one sample: the cost model's unit."""
         time, rows, columns = self.patch
         latent_frames = (sampling.num_frames - 1) // time + 1
         return latent_frames * (sampling.height // rows) * (sampling.width // columns)
 
-    def batch_key(self, sampling: Sampling) -> str:
+    def batch_key(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> str:
         """Samples with equal keys may share a forward, at whatever steps they are."""
+        pictures = "".join(f"+{picture.width}x{picture.height}" for picture in inputs.images)
         return (
-            f"{self.name}/{sampling.num_frames}x{sampling.height}x{sampling.width}"
-            f"/{sampling.max_sequence_length}"
+            f"{self.name}/{task}/{sampling.num_frames}x{sampling.height}x{sampling.width}"
+            f"/{sampling.max_sequence_length}{pictures}"
         )
 
-    def resolve(self, values: Mapping[str, Any], *, strict: bool = True) -> Sampling:
+    def size_for(self, task: Task, inputs: Inputs) -> tuple[int, int] | None:
+        """(width, height) of the output when the request names neither; None: the defaults."""
+        return None
+
+    def task_for(self, output: Output | None, inputs: Inputs, num_frames: int | None) -> Task:
+        """What is asked for: by what it is made from, and what it shall become.
+
+        Where both are possible, one frame makes a picture. Raises `InvalidRequest` if the model
+        cannot do it.
+        """
+        if inputs.mask is not None:
+            wanted: tuple[Task, ...] = ("inpainting",)
+        elif inputs.images:
+            wanted = ("image-to-video", "image-to-image")
+        else:
+            wanted = ("text-to-video", "text-to-image")
+        if output is not None:
+            wanted = tuple(task for task in wanted if task in TASKS[output])
+        able = [task for task in wanted if task in self.tasks]
+        if not able:
+            given = "a mask" if inputs.mask else "an input image" if inputs.images else "a prompt"
+            what = f"{output or 'anything'} from {given}" + ("" if inputs.images else " alone")
+            raise InvalidRequest(
+                f"{self.name} cannot make {what}; it does {', '.join(self.tasks)}.", param="model"
+            )
+        frames = num_frames or self.defaults.get("num_frames", 1)
+        return able[-1] if frames == 1 else able[0]
+
+    def resolve(
+        self,
+        values: Mapping[str, Any],
+        *,
+        strict: bool = True,
+        task: Task | None = None,
+        inputs: Inputs = NOTHING,
+    ) -> Sampling:
         """A full `Sampling` from what the user gave; the card's defaults fill the rest.
 
         Raises `UnknownField` or `InvalidRequest` with the field, the value and what would fit.
         """
+        task = task or self.task_for(None, inputs, frame_count(values.get("num_frames")))
+        sampling = self.fill(values, strict=strict, task=task, inputs=inputs)
+        self._check_used(values, sampling)
+        self.check(sampling, task, inputs)
+        return sampling
+
+    def fill(
+        self,
+        values: Mapping[str, Any],
+        *,
+        strict: bool = True,
+        task: Task | None = None,
+        inputs: Inputs = NOTHING,
+    ) -> Sampling:
+        """As `resolve`, but whether the model can make it is not asked."""
         known = [f.name for f in fields.declared(Sampling)]
         fields.refuse_unknown(values, known, what="sampling parameter", error=UnknownField)
         given = {key: value for key, value in values.items() if value is not None}
-        sampling = fields.convert(Sampling, {**self.defaults, **given}, strict=strict)
-        self.check(sampling)
-        return sampling
+        task = task or self.tasks[0]
+        defaults = {**self.defaults, **self.task_defaults.get(task, {})}
+        if task in TASKS["image"]:
+            defaults["num_frames"] = 1
+        if not {"width", "height"} & given.keys() and (size := self.size_for(task, inputs)):
+            defaults["width"], defaults["height"] = size
+        return fields.convert(Sampling, {**defaults, **given}, strict=strict)
 
-    def check(self, sampling: Sampling) -> None:
+    def _check_used(self, given: Mapping[str, Any], sampling: Sampling) -> None:
+        """Raise `InvalidRequest` for a parameter without an effect, unless it asks for none."""
+        used = {*ALWAYS, *self.parameters}
+        for name in given:
+            if given[name] is None or name in used:
+                continue
+            if _asks_nothing(name, getattr(sampling, name)):
+                continue
+            others = ", ".join(sorted(used - {"seed"}))
+            raise InvalidRequest(
+                f"'{name}' has no effect on {self.name}, which takes {others}. Leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
+
+    def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         """Raise `InvalidRequest` unless this model can make it."""
+        if task not in self.tasks:
+            raise InvalidRequest(
+                f"{self.name} cannot do {task}; it does {', '.join(self.tasks)}.", param="model"
+            )
+        if task in TASKS["image"] and sampling.num_frames != 1:
+            raise InvalidRequest(
+                f"'num_frames' is {sampling.num_frames}; an image has 1.", param="num_frames"
+            )
+        self._check_inputs(task, inputs)
         for name in ("width", "height", "num_frames"):
             legal: Range = getattr(self, name)
             value: int = getattr(sampling, name)
@@ -102,13 +195,31 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                     f"of {legal.step}. Nearest: {near}.",
                     param=name,
                 )
-        if (tokens := self.tokens(sampling)) > self.max_tokens:
+        if (tokens := self.tokens(sampling, inputs)) > self.max_tokens:
             raise InvalidRequest(
                 f"{_described(sampling)} is {tokens} tokens; {self.name} takes at most "
                 f"{self.max_tokens}. Ask for fewer frames or a smaller size.",
                 param="size",
             )
-        self._check_shards(sampling, tokens)
+        self._check_shards(sampling, self.tokens(sampling))
+
+    def _check_inputs(self, task: Task, inputs: Inputs) -> None:
+        if task in ("text-to-image", "text-to-video"):
+            return
+        if not inputs.images:
+            raise InvalidRequest(f"'image' is missing; {task} needs one.", param="image")
+        if task == "inpainting" and inputs.mask is None:
+            raise InvalidRequest("'mask' is missing; inpainting needs one.", param="mask")
+        if len(inputs.images) > self.max_images:
+            raise InvalidRequest(
+                f"{len(inputs.images)} input images; {self.name} takes at most {self.max_images}.",
+                param="image",
+            )
+        if inputs.mask is not None and inputs.mask.size != inputs.images[0].size:
+            sizes = ["x".join(map(str, one.size)) for one in (inputs.mask, inputs.images[0])]
+            raise InvalidRequest(
+                f"'mask' is {sizes[0]}, its image {sizes[1]}; give both one size.", param="mask"
+            )
 
     def _check_shards(self, sampling: Sampling, tokens: int) -> None:
         """That the ranks can share the tokens as the layout wants them shared."""
@@ -138,6 +249,21 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                     distance = abs(width - sampling.width) + abs(height - sampling.height)
                     found.append((distance, (width, height)))
         return [size for _, size in sorted(found)[:3]]
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    """Whether a model without this parameter does as it is told: programs send such values to
+    every model."""
+    if name == "negative_prompt":
+        return value == ""
+    return name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale") and value <= 1
+
+
+def frame_count(value: object) -> int | None:
+    """A number of frames if it can be read as one; if not, it is refused where it is converted."""
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and value.isdecimal() else None
 
 
 def _described(sampling: Sampling) -> str:

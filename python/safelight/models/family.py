@@ -7,6 +7,7 @@ one sample, on the device) and the conditioning (private to the family).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safelight.request import SampleSpec
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     """uint8 [T, H, W, 3]"""
 
 
+@dataclass(frozen=True)
+class Clip:
+    """Frames with sound."""
+
+    frames: Frames
+    sound: np.ndarray[Any, np.dtype[np.float32]]
+    """float32 [samples, channels] in [-1, 1]"""
+    sample_rate: int
+    """Hz"""
+
+
 class Session(Protocol):
     """One sample between its encode and its release."""
 
@@ -26,6 +38,12 @@ class Session(Protocol):
     index: int
     """Denoising steps done."""
     latents: torch.Tensor
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps in all; not always `num_inference_steps`: some samplers take more, and an
+        input image that is changed in part takes fewer."""
+        ...
 
 
 class Family(Protocol):
@@ -46,7 +64,8 @@ class Family(Protocol):
     def step(self, batch: Sequence[Any]) -> None:
         """ONE denoising step for every session of `batch`, which may be at different steps.
 
-        A batch of one gives the bits of the diffusers pipeline.
+        A batch of one gives the bits of the diffusers pipeline. The sessions have equal batch keys;
+        where they still cannot share one forward (two experts), it is several forwards.
         """
         ...
 
@@ -57,7 +76,7 @@ class Family(Protocol):
         """
         ...
 
-    def decode(self, sessions: Sequence[Any]) -> Sequence[Frames]:
+    def decode(self, sessions: Sequence[Any]) -> Sequence[Frames | Clip]:
         """Finished latents to frames, one array a session; on ranks beyond the first, anything."""
         ...
 

@@ -111,5 +111,5 @@ def _activations(
     config: EngineConfig, layout: Layout, model: Capabilities, precisions: Mapping[str, int]
 ) -> int:
     card = load_card(msgspec.structs.replace(config, parallel=type(config.parallel)()))
-    tokens = math.ceil(card.tokens(card.resolve({})) / layout.sp)
+    tokens = math.ceil(card.tokens(card.fill({})) / layout.sp)
     return tokens * (_STREAMS * model.width + 2 * model.feed_forward) * precisions["transformer"]

@@ -23,6 +23,11 @@ class Denoising:
     """Denoising steps done."""
 
     @property
+    def steps(self) -> int:
+        """Denoising steps in all."""
+        return len(self.timesteps)
+
+    @property
     def timestep(self) -> torch.Tensor:
         """Of the next step; a scalar."""
         return self.timesteps[self.index]

@@ -16,7 +16,7 @@ from safelight.scheduler import forecast
 from safelight.scheduler.batch import Batcher, plan_message
 from safelight.scheduler.cost import CostModel
 from safelight.scheduler.group import PLANS_AHEAD, Group, Pending
-from safelight.scheduler.table import Entry
+from safelight.scheduler.table import Entry, largest
 from safelight.wire import messages as m
 
 MAX_LOSSES = 3
@@ -267,7 +267,7 @@ class Core:
             if failure is not None:
                 self._fail(entry, failure.code, failure.message)
                 continue
-            entry.report()
+            entry.report(report.steps.get(entry.spec.id))
             group.writing += entry.delivered
             if entry.cancelled:
                 if not entry.in_flight:
@@ -277,7 +277,7 @@ class Core:
             else:
                 moved.append(entry)
         if not failures and pending.entries:
-            tokens = pending.entries[0].spec.tokens
+            tokens = largest(pending.entries)
             seconds = report.finished - report.started
             self.cost.observe(pending.op, tokens, len(pending.entries), seconds)
         self._tell_done(group, pending, moved)
@@ -302,7 +302,7 @@ class Core:
 
     def _send_plan(self, group: Group, entries: list[Entry], now: float) -> None:
         op = entries[0].next_op
-        seconds = self.cost.over_batch(op, entries[0].spec.tokens)
+        seconds = self.cost.over_batch(op, largest(entries))
         alone = seconds(1)
         for entry in entries:
             entry.plan()

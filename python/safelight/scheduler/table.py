@@ -7,7 +7,7 @@ so the next plan can be made before the last one is answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedKeyList
@@ -73,8 +73,10 @@ class Entry:
         self.planned += 1
         self.in_flight += 1
 
-    def report(self) -> None:
-        """The oldest unit in flight was answered."""
+    def report(self, steps: int | None = None) -> None:
+        """The oldest unit in flight was answered; after an encode its `steps` are known."""
+        if steps is not None and self.done == 0:
+            self.steps = steps
         self.in_flight -= 1
         self.done += 1
         if self.done == 1:
@@ -106,6 +108,11 @@ class Entry:
         self.planned = self.done = self.in_flight = 0
         self.redo = False
         self.group = None
+
+
+def largest(entries: Sequence[Entry]) -> int:
+    """Tokens of the largest: where sizes share a forward, the others are padded to it."""
+    return max(entry.spec.tokens for entry in entries)
 
 
 def order(entry: Entry) -> tuple[float, int]:

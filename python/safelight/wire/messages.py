@@ -194,6 +194,8 @@ class Report(Message, frozen=True):
     started: float
     finished: float
     failures: tuple[SampleFailure, ...] = ()
+    steps: dict[str, int] = {}
+    """Of an encode: the denoising steps its samples will take."""
     traffic: dict[str, int] = {}
     """Bytes sent to other ranks since the last report, by ``axis.collective``."""
     peak_memory: int = 0
@@ -245,6 +247,16 @@ ToRank = Plan | Shutdown
 # ----------------------------------------------------------------- ranks, output manager, manager
 
 
+class Sound(msgspec.Struct, frozen=True, kw_only=True):
+    """float32 samples in [-1, 1] in shared memory, C order."""
+
+    memory: str
+    shape: tuple[int, int]
+    """[samples, channels]"""
+    sample_rate: int
+    """Hz"""
+
+
 class Frames(Message, frozen=True):
     """uint8 frames of one sample in shared memory, C order."""
 
@@ -255,6 +267,7 @@ class Frames(Message, frozen=True):
     shape: tuple[int, int, int, int]
     """[T, H, W, 3]"""
     delivery: Delivery
+    sound: Sound | None = None
 
 
 class MediaReady(Message, frozen=True):

@@ -21,7 +21,7 @@ from safelight.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from safelight.models.family import Family, Frames
+    from safelight.models.family import Clip, Family, Frames
     from safelight.parallel.mesh import Mesh
 
 logger = log.get(__name__)
@@ -48,18 +48,23 @@ class Executor:
     """
 
     def __init__(
-        self, family: Family, mesh: Mesh, deliver: Callable[[SampleSpec, Frames], None]
+        self, family: Family, mesh: Mesh, deliver: Callable[[SampleSpec, Frames | Clip], None]
     ) -> None:
         self._family = family
         self._mesh = mesh
         self._deliver = deliver
         self._sessions: dict[str, Any] = {}
-        self._decoded: dict[str, Frames | None] = {}
+        self._decoded: dict[str, Frames | Clip | None] = {}
         """Of the running plan; frames are on rank 0 only."""
         self._seq = 0
         """Number of the running plan."""
         self.acting: tuple[str, ...] = ()
         """Samples it works on, or that it ended with."""
+
+    def steps(self, plan: Plan) -> dict[str, int]:
+        """The steps that the samples which `plan` has begun will take; empty for other plans."""
+        begun = plan.samples if isinstance(plan, Encode) else ()
+        return {s.id: self._sessions[s.id].steps for s in begun if s.id in self._sessions}
 
     @property
     def samples(self) -> list[str]:

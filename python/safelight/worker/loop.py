@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import zmq
 
+from safelight.models.family import Clip
 from safelight.parallel.mesh import RanksDiverged
 from safelight.request import SampleSpec
 from safelight.wire import codec, links
@@ -22,11 +23,12 @@ from safelight.wire.messages import (
     Report,
     SampleFailure,
     Shutdown,
+    Sound,
     Stop,
     Timing,
 )
 from safelight.worker.executor import Executor, told
-from safelight.worker.memory import SharedFrames
+from safelight.worker.memory import SharedArray
 
 if TYPE_CHECKING:
     from safelight.models.family import Family, Frames
@@ -44,7 +46,7 @@ class RankLoop:
         self._plans = links.RANKS.connect(child.context, child.run_dir, identity)
         self._frames = links.FRAMES.connect(child.context, child.run_dir, identity)
         self._child = child
-        self._shared: dict[str, SharedFrames] = {}
+        self._shared: dict[str, list[SharedArray]] = {}
         self._executor = Executor(family, mesh, self._deliver)
 
     def run(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
@@ -115,6 +117,7 @@ class RankLoop:
                 started=started,
                 finished=time.monotonic(),
                 failures=failures,
+                steps=self._executor.steps(plan),
                 traffic=self._mesh.traffic.take(),
                 peak_memory=peak_memory(),
             )
@@ -128,26 +131,36 @@ class RankLoop:
         for name in samples:
             self._release_frames(name)
 
-    def _deliver(self, spec: SampleSpec, frames: Frames) -> None:
+    def _deliver(self, spec: SampleSpec, made: Frames | Clip) -> None:
         """Hand frames to the output manager; the memory stays until the release."""
         self._release_frames(spec.id)
-        shared = self._shared[spec.id] = SharedFrames(spec.id, frames)
+        held = self._shared.setdefault(spec.id, [])
+        frames = made.frames if isinstance(made, Clip) else made
+        held.append(SharedArray(spec.id, frames))
+        sound = None
+        if isinstance(made, Clip):
+            held.append(SharedArray(f"{spec.id}, sound", made.sound))
+            samples, channels = made.sound.shape
+            sound = Sound(
+                memory=held[-1].path, shape=(samples, channels), sample_rate=made.sample_rate
+            )
         message = FramesMessage(
             sample=spec.id,
             attempt=spec.attempt,
-            memory=shared.path,
+            memory=held[0].path,
             shape=frames.shape,
+            sound=sound,
             delivery=spec.delivery,
         )
         self._frames.send(codec.encode(message), zmq.DONTWAIT)
 
     def _release_frames(self, sample: str) -> None:
-        if (older := self._shared.pop(sample, None)) is not None:
-            older.close()
+        for array in self._shared.pop(sample, ()):
+            array.close()
 
     def _close(self) -> None:
-        for shared in self._shared.values():
-            shared.close()
+        for sample in tuple(self._shared):
+            self._release_frames(sample)
         self._plans.close()
         self._frames.close()
 

@@ -1,4 +1,4 @@
-"""Frames in anonymous shared memory (`memfd_create(2)`).
+"""Frames and sound in anonymous shared memory (`memfd_create(2)`).
 
 There is no name in the file system, so nothing can be left behind however a process ends: the
 memory lives as long as somebody holds it. The output manager opens it through `/proc`.
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from safelight.models.family import Frames
 
+class SharedArray:
+    """One sample's frames, or its sound, shared until closed."""
 
-class SharedFrames:
-    """One sample's frames, shared until closed."""
-
-    def __init__(self, name: str, frames: Frames) -> None:
-        """Copies `frames`, uint8 [T, H, W, 3]. Raises `OSError` when memory is short."""
+    def __init__(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        """Copies `values`, in C order. Raises `OSError` when memory is short."""
         self._fd = os.memfd_create(f"safelight:{name}", os.MFD_CLOEXEC)
         try:
-            os.posix_fallocate(self._fd, 0, frames.nbytes)
-            with mmap.mmap(self._fd, frames.nbytes) as memory:
-                np.frombuffer(memory, np.uint8)[:] = frames.reshape(-1)
+            os.posix_fallocate(self._fd, 0, values.nbytes)
+            with mmap.mmap(self._fd, values.nbytes) as memory:
+                np.frombuffer(memory, values.dtype)[:] = values.reshape(-1)
         except BaseException:
             os.close(self._fd)
             raise

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from safelight.errors import InvalidRequest
 from safelight.models.card import ModelCard
-from safelight.request import Delivery, SampleSpec, Sampling
+from safelight.request import TASKS, Delivery, Inputs, Picture, SampleSpec, Sampling, Task
 from safelight.wire.messages import Timing
 
 if TYPE_CHECKING:
@@ -26,34 +28,75 @@ CHEAP = 2_000
 @torch.inference_mode()
 def warm_up(family: Family, card: ModelCard, mesh: Mesh) -> tuple[Timing, ...]:
     """Run a step of every kind at the smallest size, and at the default size if it is cheap."""
-    sizes = [size for size in (_smallest(card), _default(card)) if size is not None]
-    timings = [timing for size in sizes for timing in _time(family, card, mesh, size)]
+    with tempfile.TemporaryDirectory(prefix="safelight-warmup-") as directory:
+        sizes = (_smallest(card, Path(directory)), _default(card, Path(directory)))
+        timings = [
+            timing
+            for size in sizes
+            if size is not None
+            for timing in _time(family, card, mesh, *size)
+        ]
     mesh.traffic.take()
     return tuple(timings)
 
 
-def _smallest(card: ModelCard) -> Sampling | None:
+def _task(card: ModelCard) -> Task:
+    """What is warmed up: text alone if the model takes it."""
+    return next((task for task in card.tasks if task.startswith("text")), card.tasks[0])
+
+
+Size = tuple[Sampling, Inputs]
+
+
+def _smallest(card: ModelCard, directory: Path) -> Size | None:
     smallest = {name: getattr(card, name).min for name in ("width", "height", "num_frames")}
-    try:
-        return card.resolve({**smallest, "num_inference_steps": 2})
-    except InvalidRequest:  # the ranks cannot share so few tokens
-        return None
+    return _resolved(card, smallest, directory)
 
 
-def _default(card: ModelCard) -> Sampling | None:
+def _default(card: ModelCard, directory: Path) -> Size | None:
+    default = _resolved(card, {}, directory)
+    return default if default is not None and card.tokens(*default) <= CHEAP else None
+
+
+def _resolved(card: ModelCard, values: dict[str, int], directory: Path) -> Size | None:
+    """None if it cannot be made here: the ranks cannot share so few tokens."""
+    task = _task(card)
+    filled = card.fill(values, task=task)
+    inputs = grey(task, filled.width, filled.height, directory)
+    values = {"width": filled.width, "height": filled.height, **values, "num_inference_steps": 2}
+    if task in TASKS["image"]:
+        values["num_frames"] = 1
     try:
-        default = card.resolve({"num_inference_steps": 2})
+        return card.resolve(values, task=task, inputs=inputs), inputs
     except InvalidRequest:
         return None
-    return default if card.tokens(default) <= CHEAP else None
 
 
-def _time(family: Family, card: ModelCard, mesh: Mesh, sampling: Sampling) -> Iterator[Timing]:
-    tokens = card.tokens(sampling)
+def grey(task: Task, width: int, height: int, directory: Path) -> Inputs:
+    """Pictures of this size, if the task needs some."""
+    if task.startswith("text"):
+        return Inputs()
+    image, mask = directory / f"{width}x{height}.rgb", directory / f"{width}x{height}.l"
+    image.write_bytes(bytes([127]) * (3 * width * height))
+    mask.write_bytes(bytes([255]) * (width * height))
+    picture = Picture(path=str(image), width=width, height=height, digest=f"grey {image.name}")
+    white = Picture(
+        path=str(mask), width=width, height=height, mode="L", digest=f"white {mask.name}"
+    )
+    return Inputs(images=(picture,), mask=white if task == "inpainting" else None)
+
+
+def _time(
+    family: Family, card: ModelCard, mesh: Mesh, sampling: Sampling, inputs: Inputs
+) -> Iterator[Timing]:
+    tokens = card.tokens(sampling, inputs)
     for size in BATCHES:
         # The first forward of a shape allocates; new prompts, because embeddings are cached.
         for kind in ("rehearsal", "warm-up"):
-            specs = [_spec(sampling, f"{kind} {i} of {size}") for i in range(size)]
+            specs = [
+                _spec(card, sampling, inputs, f"{kind} {i} of {size}, {tokens} tokens")
+                for i in range(size)
+            ]
             timed = _rehearse(family, mesh, specs)
         for op, seconds in timed.items():
             yield Timing(op=op, tokens=tokens, batch=size, seconds=seconds)
@@ -79,7 +122,7 @@ def _now() -> float:
     return time.monotonic()
 
 
-def _spec(sampling: Sampling, prompt: str) -> SampleSpec:
+def _spec(card: ModelCard, sampling: Sampling, inputs: Inputs, prompt: str) -> SampleSpec:
     return SampleSpec(
         id=prompt,
         attempt=0,
@@ -89,4 +132,6 @@ def _spec(sampling: Sampling, prompt: str) -> SampleSpec:
         batch_key="",
         tokens=0,
         delivery=Delivery(path="", format="png", fps=1, compression=0, parameters={}),
+        task=_task(card),
+        inputs=inputs,
     )

@@ -66,7 +66,7 @@ async def test_every_sample_gets_its_seed_key_and_place(lab: Any) -> None:
     assert [s.id for s in specs] == ["image_1.0", "image_1.1"]
     assert [s.sampling.seed for s in specs] == [7, 8]
     assert {(s.attempt, s.priority, s.delivery.compression) for s in specs} == {(1, 3, 80)}
-    assert {s.batch_key for s in specs} == {CARD.batch_key(specs[0].sampling)}
+    assert {s.batch_key for s in specs} == {CARD.batch_key(specs[0].sampling, "text-to-image")}
     assert {s.tokens for s in specs} == {16}
     root = lab.data / "content" / "image_1"
     assert [s.delivery.path for s in specs] == [str(root / "0.png"), str(root / "1.png")]

@@ -84,9 +84,11 @@ def test_batch_keys_differ_where_a_forward_cannot_be_shared() -> None:
     card = load_card(configuration.build({}))
     base = card.resolve({})
     same = card.resolve({"num_inference_steps": 3, "guidance_scale": 1.0, "seed": 9})
-    assert card.batch_key(base) == card.batch_key(same)
+    assert card.batch_key(base, "text-to-video") == card.batch_key(same, "text-to-video")
     for values in ({"width": 96}, {"num_frames": 5}, {"max_sequence_length": 48}):
-        assert card.batch_key(base) != card.batch_key(card.resolve(values))
+        assert card.batch_key(base, "text-to-video") != card.batch_key(
+            card.resolve(values), "text-to-video"
+        )
 
 
 def test_models_that_cannot_run_are_refused_in_a_sentence(

@@ -65,7 +65,7 @@ def specs() -> tuple[SampleSpec, ...]:
                 sample_spec(f"s{index}.0"),
                 prompt=f"a red circle moving left {index}",
                 sampling=sampling,
-                batch_key=card.batch_key(sampling),
+                batch_key=card.batch_key(sampling, "text-to-video"),
                 tokens=card.tokens(sampling),
             )
         )

@@ -17,7 +17,7 @@ from safelight.parallel.mesh import Mesh
 from safelight.request import SampleSpec
 from safelight.wire.messages import Decode, Encode, Step
 from safelight.worker.executor import Executor
-from safelight.worker.memory import SharedFrames
+from safelight.worker.memory import SharedArray
 
 MESH = Mesh.single(torch.device("cpu"))
 
@@ -161,7 +161,7 @@ def test_a_sample_it_does_not_hold_is_never_reported_as_done() -> None:
 
 def test_shared_frames_are_readable_by_path_until_closed() -> None:
     frames = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
-    shared = SharedFrames("a.0", frames)
+    shared = SharedArray("a.0", frames)
     path = shared.path
     with open(path, "rb") as memory:
         assert memory.read() == frames.tobytes()

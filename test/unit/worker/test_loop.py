@@ -45,6 +45,10 @@ class FakeChild:
             return None
 
 
+class FakeSession:
+    steps = 4
+
+
 class FakeFamily:
     """Encodes, or runs out of memory."""
 
@@ -57,8 +61,8 @@ class FakeFamily:
         if self.failure is not None:
             raise self.failure
 
-    def begin(self, sample: Any, conditioning: None) -> object:
-        return object()
+    def begin(self, sample: Any, conditioning: None) -> FakeSession:
+        return FakeSession()
 
 
 @dataclass

@@ -17,11 +17,10 @@ from safelight.entrypoint.openai import parsing
 from safelight.errors import GenerationFailed, JobCancelled, NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
-from safelight.request import Task
+from safelight.request import TASKS
 from safelight.store.jobs import Output
 from safelight.store.tables import Status
 
-TASKS: tuple[Task, ...] = ("text-to-image",)
 CLIENT_CLOSED = 499  # nginx's number; nobody is there to read it
 
 logger = log.get(__name__)
@@ -53,7 +52,7 @@ async def content(
 ) -> MediaResponse:
     """One finished image, as the `url` of an answer names it."""
     view = await manager.job(image_id)
-    if view.request.task not in TASKS:
+    if view.request.task not in TASKS["image"]:
         raise NotFound(f"There is no image '{image_id}'.", param="id")
     return await media_response(manager, view, index)
 

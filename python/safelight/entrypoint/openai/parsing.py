@@ -76,7 +76,7 @@ def video_request(body: Body, card: ModelCard) -> GenerationRequest:
             parts.own.prompt,
             sampling,
             strict=body.strict,
-            task="text-to-video",
+            output="video",
             priority=parts.own.priority,
             extra=extra,
         )
@@ -97,7 +97,7 @@ def image_request(
             own.prompt,
             parts.sampling,
             strict=body.strict,
-            task="text-to-image",
+            output="image",
             format=own.output_format,
             n=_count(own),
             max_outputs=max_outputs,
@@ -185,7 +185,7 @@ def _apply_seconds(
     seconds: float | str, sampling: dict[str, Any], card: ModelCard, *, strict: bool
 ) -> None:
     """Put the frame count nearest to `seconds` into `num_frames`."""
-    fps = card.resolve({k: v for k, v in sampling.items() if k == "fps"}, strict=strict).fps
+    fps = card.fill({k: v for k, v in sampling.items() if k == "fps"}, strict=strict).fps
     legal = card.num_frames
     wanted = _as_number(seconds) * fps
     if not legal.min <= round(wanted) <= legal.max:

@@ -16,10 +16,9 @@ from safelight.entrypoint.openai import parsing
 from safelight.errors import InvalidRequest, NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
-from safelight.request import Task
+from safelight.request import TASKS
 from safelight.store.tables import Status
 
-TASKS: tuple[Task, ...] = ("text-to-video",)
 MIN_POLL_MS, MAX_POLL_MS = 50, 1000
 UNKNOWN_ETA_S = 0.5
 MAX_WAIT_S = 60
@@ -55,7 +54,7 @@ async def page(
     order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
 ) -> dict[str, Any]:
     """A page of video jobs, newest first."""
-    found = await manager.list(TASKS, limit=limit, after=after, order=order)
+    found = await manager.list(TASKS["video"], limit=limit, after=after, order=order)
     ids = [view.id for view in found.views]
     return {
         "object": "list",
@@ -110,7 +109,7 @@ async def content(
 async def _video(manager: RequestManager, video_id: str) -> JobView:
     """Raises `NotFound`, also for a job that is no video."""
     view = await manager.job(video_id)
-    if view.request.task not in TASKS:
+    if view.request.task not in TASKS["video"]:
         raise NotFound(f"There is no video '{video_id}'.", param="id")
     return view
 

@@ -7,10 +7,8 @@ sampler's step.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from safelight.config import EngineConfig
 from safelight.models.loading import dtypes_of, place, weight_bytes
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
+from safelight.models.samplers import own
 from safelight.models.session import Denoising
 from safelight.parallel.mesh import Mesh
 from safelight.parallel.sequence import SequenceParallel
@@ -68,8 +67,7 @@ class FluxFamily:
         self.device = mesh.device
         # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
         self.dtype = self.transformer.dtype
-        # Two entries a prompt.
-        self._prompts = PromptCache(2 * config.model.prompt_cache_entries)
+        self._prompts = PromptCache(config.model.prompt_cache_entries)
 
     def describe(self) -> str:
         return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
@@ -77,17 +75,13 @@ class FluxFamily:
     def encode(self, sample: SampleSpec) -> Conditioning:
         prompt, length = sample.prompt, sample.sampling.max_sequence_length
 
-        @cache
         def embed() -> tuple[torch.Tensor, torch.Tensor]:
             text, pooled, _ = self.pipeline.encode_prompt(
                 prompt=prompt, prompt_2=None, device=self.device, max_sequence_length=length
             )
             return text.to(self.dtype), pooled.to(self.dtype)
 
-        return Conditioning(
-            text=self._prompts.get((prompt, length, "text"), lambda: embed()[0]),
-            pooled=self._prompts.get((prompt, length, "pooled"), lambda: embed()[1]),
-        )
+        return Conditioning(*self._prompts.get((prompt, length), embed))
 
     def begin(self, sample: SampleSpec, conditioning: Conditioning) -> FluxSession:
         sampling, config = sample.sampling, self.transformer.config
@@ -117,7 +111,7 @@ class FluxFamily:
     def _scheduler(self, steps: int, tokens: int) -> Any:
         """A sampler of its own for an image of so many tokens; the larger, the more its noise
         levels are shifted."""
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler = own(self.pipeline.scheduler)
         config = scheduler.config
         own_sigmas = config.get("use_flow_sigmas", False)
         mu = calculate_shift(

@@ -8,7 +8,6 @@ the halves are on different ranks, and every rank takes every sampler's step wit
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safelight.config import EngineConfig
 from safelight.models.loading import dtypes_of, place, weight_bytes
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
+from safelight.models.samplers import own
 from safelight.models.session import Denoising
 from safelight.parallel.guidance import Guidance
 from safelight.parallel.mesh import Mesh
@@ -98,7 +98,7 @@ class WanFamily:
 
     def begin(self, sample: SampleSpec, conditioning: Conditioning) -> WanSession:
         sampling = sample.sampling
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler = own(self.pipeline.scheduler, sampling.flow_shift)
         scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
         scheduler.set_begin_index(0)
         latents = self.pipeline.prepare_latents(

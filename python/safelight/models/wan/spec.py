@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from safelight.errors import ConfigError
-from safelight.models import plans
+from safelight.models import plans, specs
 from safelight.models.card import ModelCard, Range
 from safelight.models.registry import read_json
-from safelight.parallel import encoders
 from safelight.parallel.layout import Capabilities
 
 MAX_TOKENS = 400_000  # above 1280x720 with 201 frames, far beyond what Wan was trained on
@@ -21,8 +20,8 @@ MAX_TOKENS = 400_000  # above 1280x720 with 201 frames, far beyond what Wan was 
 def card(directory: Path, name: str) -> ModelCard:
     """The card of the pipeline in `directory`. Raises `ConfigError` if it is another Wan."""
     _refuse_variants(read_json(directory / "model_index.json"), directory)
-    transformer = read_json(directory / "transformer" / "config.json")
-    vae = read_json(directory / "vae" / "config.json")
+    transformer = specs.config(directory, "transformer")
+    vae = specs.config(directory, "vae")
     spatial, temporal = vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
     _, rows, columns = transformer["patch_size"]
     # `WanPipeline.check_inputs` wants multiples of 16 whatever the VAE and patch are.
@@ -32,6 +31,10 @@ def card(directory: Path, name: str) -> ModelCard:
         family="wan",
         path=str(directory),
         tasks=("text-to-video", "text-to-image"),
+        parameters=(
+            *("negative_prompt", "guidance_scale", "max_sequence_length", "fps"),
+            *(["flow_shift"] if specs.shiftable(directory) else []),
+        ),
         defaults={
             "width": 832,
             "height": 480,
@@ -51,19 +54,9 @@ def card(directory: Path, name: str) -> ModelCard:
 
 def capabilities(directory: Path) -> Capabilities:
     """What of the pipeline in `directory` can be shared out over ranks."""
-    transformer = read_json(directory / "transformer" / "config.json")
-    encoder_heads, encoders_whole = encoders.survey(directory)
-    heads = plans.heads(transformer)
-    return Capabilities(
-        transformer=transformer["_class_name"],
-        sequence=plans.sequence(transformer["_class_name"]),
-        masked=plans.masked(transformer["_class_name"]),
-        heads=heads,
-        width=heads * transformer["attention_head_dim"],
-        feed_forward=transformer["ffn_dim"],
-        encoder_heads=encoder_heads,
-        encoders_whole=encoders_whole,
-    )
+    transformer = specs.config(directory, "transformer")
+    width = plans.heads(transformer) * transformer["attention_head_dim"]
+    return specs.capabilities(directory, width=width, feed_forward=transformer["ffn_dim"])
 
 
 def _lcm16(value: int) -> int:

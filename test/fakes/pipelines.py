@@ -1,0 +1,13 @@
+"""Every pipeline that is tested, family by family. Adding one is a line here."""
+
+from __future__ import annotations
+
+import importlib
+
+from fakes.cases import Case
+
+ZOOS = ("zoo", "zoo_flux")
+
+CASES: tuple[Case, ...] = tuple(
+    case for name in ZOOS for case in importlib.import_module(f"fakes.{name}").CASES
+)
