@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 
-from safelight.config import ModelConfig, Precision
+from safelight.config import EngineConfig, ModelConfig, Precision
 from safelight.errors import ConfigError
+from safelight.parallel.mesh import Mesh
+from safelight.parallel.tensor import load_encoders
+
+P = TypeVar("P", bound=DiffusionPipeline)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_pipeline(
+    kind: type[P], directory: Path, config: EngineConfig, mesh: Mesh, **components: Any
+) -> P:
+    """This rank's part of the pipeline in `directory`, on its device; safetensors only.
+
+    Text encoders are shared out over the ranks as the mesh says. `components` replace those of the
+    directory.
+    """
+    dtypes = dtypes_of(config.model, mesh.device)
+    shared = load_encoders(directory, mesh, dtypes["text_encoder"], mesh.device)
+    pipeline = kind.from_pretrained(
+        directory,
+        dtype=dtypes,
+        use_safetensors=True,
+        local_files_only=True,
+        **{**shared, **components},
+    )
+    place(pipeline.components, config.model, mesh.device)
+    pipeline.set_progress_bar_config(disable=True)
+    loaded: P = pipeline
+    return loaded
 
 
 def device_of(config: ModelConfig, local_rank: int = 0) -> torch.device:
@@ -73,9 +102,11 @@ def dtypes_of(config: ModelConfig, device: torch.device) -> dict[str, torch.dtyp
     transformer = _dtype(
         config.dit_precision, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
+    encoder = _dtype(config.text_encoder_precision, transformer)
     return {
         "transformer": transformer,
-        "text_encoder": _dtype(config.text_encoder_precision, transformer),
+        "transformer_2": transformer,
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"), encoder),
         "vae": _dtype(config.vae_precision, torch.float32),
         "default": transformer,
     }

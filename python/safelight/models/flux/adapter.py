@@ -18,14 +18,13 @@ from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from safelight.config import EngineConfig
-from safelight.models.loading import dtypes_of, place, weight_bytes
+from safelight.models.loading import load_pipeline, weight_bytes
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
 from safelight.models.samplers import own
 from safelight.models.session import Denoising
 from safelight.parallel.mesh import Mesh
 from safelight.parallel.sequence import SequenceParallel
-from safelight.parallel.tensor import load_encoders
 from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec
 
@@ -176,12 +175,4 @@ class FluxFamily:
 
 def load(directory: Path, config: EngineConfig, mesh: Mesh) -> FluxFamily:
     """This rank's part of the pipeline in `directory`, on its device; safetensors only."""
-    dtypes = dtypes_of(config.model, mesh.device)
-    dtypes["text_encoder_2"] = dtypes["text_encoder"]
-    shared = load_encoders(directory, mesh, dtypes["text_encoder"], mesh.device)
-    pipeline = FluxPipeline.from_pretrained(
-        directory, dtype=dtypes, use_safetensors=True, local_files_only=True, **shared
-    )
-    place(pipeline.components, config.model, mesh.device)
-    pipeline.set_progress_bar_config(disable=True)
-    return FluxFamily(pipeline, mesh, config)
+    return FluxFamily(load_pipeline(FluxPipeline, directory, config, mesh), mesh, config)

@@ -18,7 +18,7 @@ import torch
 from diffusers import WanPipeline
 
 from safelight.config import EngineConfig
-from safelight.models.loading import dtypes_of, place, weight_bytes
+from safelight.models.loading import load_pipeline, weight_bytes
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
 from safelight.models.samplers import own
@@ -26,7 +26,6 @@ from safelight.models.session import Denoising
 from safelight.parallel.guidance import Guidance
 from safelight.parallel.mesh import Mesh
 from safelight.parallel.sequence import SequenceParallel
-from safelight.parallel.tensor import load_encoders
 from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec
 
@@ -213,11 +212,4 @@ class WanFamily:
 
 def load(directory: Path, config: EngineConfig, mesh: Mesh) -> WanFamily:
     """This rank's part of the pipeline in `directory`, on its device; safetensors only."""
-    dtypes = dtypes_of(config.model, mesh.device)
-    shared = load_encoders(directory, mesh, dtypes["text_encoder"], mesh.device)
-    pipeline = WanPipeline.from_pretrained(
-        directory, dtype=dtypes, use_safetensors=True, local_files_only=True, **shared
-    )
-    place(pipeline.components, config.model, mesh.device)
-    pipeline.set_progress_bar_config(disable=True)
-    return WanFamily(pipeline, mesh, config)
+    return WanFamily(load_pipeline(WanPipeline, directory, config, mesh), mesh, config)
