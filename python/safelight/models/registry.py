@@ -6,6 +6,7 @@ Families are imported lazily; `load_card` imports no torch, `load_family` does.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from safelight import fields
 from safelight.builtin import builtin_model
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError
@@ -30,6 +30,13 @@ FAMILIES = {
     "WanPipeline": "safelight.models.wan",
 }
 """Pipeline class in `model_index.json` -> family package."""
+
+
+GENERIC = "safelight.models.generic"
+"""Runs every other pipeline of diffusers."""
+
+PLUGINS = "safelight.families"
+"""Entry-point group: name of a pipeline class -> package with a `spec` and an `adapter`."""
 
 
 def model_directory(model_path: str) -> Path:
@@ -69,16 +76,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def family_package(name: str) -> str:
+    """The package that runs pipelines of this class: an installed plug-in's, else ours, else the
+    one that runs any pipeline of diffusers."""
+    for plugin in importlib.metadata.entry_points(group=PLUGINS, name=name):
+        return plugin.value
+    return FAMILIES.get(name, GENERIC)
+
+
 def _part(directory: Path, module: str) -> ModuleType:
     """A module of the family that runs the pipeline in `directory`; imported now."""
-    name = pipeline_class(directory)
-    if name not in FAMILIES:
-        raise ConfigError(
-            f"No family runs '{name}'. Families: {', '.join(sorted(FAMILIES))}. "
-            + fields.unknown(name, FAMILIES, what="pipeline class"),
-            param="model_path",
-        )
-    return importlib.import_module(f"{FAMILIES[name]}.{module}")
+    return importlib.import_module(f"{family_package(pipeline_class(directory))}.{module}")
 
 
 def load_capabilities(config: EngineConfig) -> Capabilities:
