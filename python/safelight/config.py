@@ -8,7 +8,7 @@ unique in the whole tree. Precedence: command line, environment, file, default.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -132,6 +132,32 @@ class ParallelConfig(_Section, frozen=True):
     ] = 120.0
 
 
+class ModelsConfig(_Section, frozen=True):
+    """Several models in one server."""
+
+    model: Annotated[
+        list[str],
+        Meta(description="NAME=PATH of one of several models; repeat it. What else is given holds "
+        "for all of them."),
+    ] = []
+    models: Annotated[
+        list[dict[str, Any]],
+        Meta(
+            description="In a config file: one mapping a model, of a name and the settings in "
+            "which it differs.",
+            extra={"file_only": True},
+        ),
+    ] = []
+    max_loaded_models: Annotated[
+        Degree | None,
+        Meta(description="Models loaded at once; beyond it, the least recently used makes room."),
+    ] = None
+    model_memory_gib: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Weights loaded at once, in GiB; on the CPU by default what is free."),
+    ] = None
+
+
 class SchedulingConfig(_Section, frozen=True):
     """How steps are shared out."""
 
@@ -207,11 +233,24 @@ class RuntimeConfig(_Section, frozen=True):
     ] = "info"
 
 
+class ServedModel(_Section, frozen=True):
+    """One of several models."""
+
+    name: str
+    model: ModelConfig
+    parallel: ParallelConfig
+    load: bool = True
+    """Whether it is loaded at the start; else when it is first asked for."""
+
+
 class EngineConfig(_Section, frozen=True):
     """Everything that is fixed when the engine starts."""
 
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()
+    models: ModelsConfig = ModelsConfig()
+    served: tuple[ServedModel, ...] = ()
+    """The models, if there are several; `model` and `parallel` are what they have in common."""
     scheduling: SchedulingConfig = SchedulingConfig()
     server: ServerConfig = ServerConfig()
     storage: StorageConfig = StorageConfig()
@@ -220,6 +259,19 @@ class EngineConfig(_Section, frozen=True):
     @property
     def data_path(self) -> Path:
         return Path(self.storage.data_dir).expanduser()
+
+    @property
+    def entries(self) -> tuple[ServedModel, ...]:
+        """Every model, at least one."""
+        one = ServedModel(name=self.model_name, model=self.model, parallel=self.parallel)
+        return self.served or (one,)
+
+    def of(self, name: str) -> EngineConfig:
+        """The configuration of one model alone. Raises `KeyError` if there is none of that name."""
+        entry = {entry.name: entry for entry in self.entries}[name]
+        return msgspec.structs.replace(
+            self, model=entry.model, parallel=entry.parallel, served=()
+        )
 
     @property
     def model_name(self) -> str:
@@ -235,6 +287,7 @@ class EngineConfig(_Section, frozen=True):
 SECTIONS: Mapping[str, type[_Section]] = {
     "model": ModelConfig,
     "parallel": ParallelConfig,
+    "models": ModelsConfig,
     "scheduling": SchedulingConfig,
     "server": ServerConfig,
     "storage": StorageConfig,
@@ -262,13 +315,51 @@ def build(values: Mapping[str, Any], *, strict: bool = True) -> EngineConfig:
         for name, section in SECTIONS.items()
     }
     config = EngineConfig(**cast(Any, sections))
-    if config.model.text_encoder_cpu_offload and config.parallel.tp_size > 1:
+    config = msgspec.structs.replace(config, served=tuple(_served(config, values)))
+    for entry in config.entries:
+        _check_entry(entry)
+    return config
+
+
+def _check_entry(entry: ServedModel) -> None:
+    if entry.model.text_encoder_cpu_offload and entry.parallel.tp_size > 1:
         raise ConfigError(
             "--text-encoder-cpu-offload and --tp-size are two ways to the same end: an encoder is "
             "kept in host memory, or shared out over the GPUs. Give one of them.",
             param="tp_size",
         )
-    return config
+
+
+_OF_A_MODEL = (ModelConfig, ParallelConfig)
+_NAMES = {"name": "served_model_name", "path": "model_path"}
+"""How an entry of `models` may spell them."""
+
+
+def _served(config: EngineConfig, common: Mapping[str, Any]) -> Iterator[ServedModel]:
+    """The models of `--model` and `models:`, each with what holds for all. Raises `ConfigError`."""
+    known = {f.name: f for section in _OF_A_MODEL for f in fields.declared(section)}
+    shared = {name: value for name, value in common.items() if name in known}
+    entries = [_named(text) for text in config.models.model] + list(config.models.models)
+    seen = set()
+    for entry in entries:
+        load = entry.get("load", True)
+        own = {str(k).replace("-", "_"): v for k, v in entry.items() if k != "load"}
+        own = fields.canonical({_NAMES.get(k, k): v for k, v in own.items()}, known.values())
+        fields.refuse_unknown(own, known, what="setting of a model", error=ConfigError)
+        one = build({**shared, **own}, strict=False)
+        if one.model_name in seen:
+            raise ConfigError(f"Two models are called '{one.model_name}': give each a name.")
+        if not isinstance(load, bool):
+            raise ConfigError(f"'load' of the model {one.model_name} is true or false.")
+        seen.add(one.model_name)
+        yield ServedModel(name=one.model_name, model=one.model, parallel=one.parallel, load=load)
+
+
+def _named(text: str) -> dict[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ConfigError(f"--model {text}: write NAME=PATH, for example full=./flux.")
+    return {"name": name, "path": path}
 
 
 def from_environment(

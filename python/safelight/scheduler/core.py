@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from safelight.config import SchedulingConfig
 from safelight.request import Event, SampleSpec
 from safelight.scheduler import forecast
-from safelight.scheduler.batch import Batcher, plan_message
-from safelight.scheduler.cost import CostModel
+from safelight.scheduler.batch import plan_message
 from safelight.scheduler.group import PLANS_AHEAD, Group, Pending
+from safelight.scheduler.lane import Lane
 from safelight.scheduler.table import Entry, largest
 from safelight.wire import messages as m
 
@@ -55,10 +55,9 @@ class Core:
         """`first_seq` must be greater than what an earlier core of these ranks can have used."""
         self.config = config
         self.step_timeout = step_timeout
-        self.cost = CostModel()
         self.entries: dict[str, Entry] = {}
         self.groups: dict[int, Group] = {}
-        self._batcher = Batcher(config, self.cost)
+        self.lanes: dict[str, Lane] = {}
         self._serial = 0
         self._seq = first_seq
         self._out: list[Command] = []
@@ -68,6 +67,7 @@ class Core:
             m.Cancel: self._cancel,
             m.Written: self._written,
             m.Redeliver: self._redeliver,
+            m.Drain: self._drain,
             m.RankHello: self._hello,
             m.Report: self._report,
         }
@@ -98,13 +98,14 @@ class Core:
 
     def _finish(self, now: float) -> list[Command]:
         """Keep every group `PLANS_AHEAD` plans deep."""
-        groups = self.groups.values()
-        asking = [g for g in groups if len(g.pending) < PLANS_AHEAD and g.ready]
-        while asking and (plans := self._batcher.choose(asking, groups, now)):
-            for group, entries in plans:
-                self._send_plan(group, entries, now)
-            asking = [g for g in asking if len(g.pending) < PLANS_AHEAD]
-        for group in groups:
+        for lane in self.lanes.values():
+            groups = lane.groups(self.groups.values())
+            asking = [g for g in groups if len(g.pending) < PLANS_AHEAD and g.ready]
+            while asking and (plans := lane.batcher.choose(asking, groups, now)):
+                for group, entries in plans:
+                    self._send_plan(lane, group, entries, now)
+                asking = [g for g in asking if len(g.pending) < PLANS_AHEAD]
+        for group in self.groups.values():
             if group.release and not group.pending:
                 self._send(group, "drop", [], 0.0, now)
         out, self._out = self._out, []
@@ -121,10 +122,22 @@ class Core:
         added = [self._add(spec, now) for spec in message.samples if self._is_new(spec)]
         self._disturb()
         if added:
-            groups, fresh = self.groups.values(), self._batcher.fresh
-            waiting = (forecast.of_waiting(entry, fresh, groups, self.cost) for entry in added)
-            self._tell(m.Progress(samples=tuple(waiting)))
+            self._tell(m.Progress(samples=tuple(self._waiting(entry) for entry in added)))
             self._tell_load()
+
+    def _waiting(self, entry: Entry) -> m.SampleProgress:
+        lane = self._lane(entry)
+        groups = lane.groups(self.groups.values())
+        return forecast.of_waiting(entry, lane.batcher.fresh, groups, lane.cost)
+
+    def lane(self, model: str) -> Lane:
+        """The samples and groups of a model."""
+        if model not in self.lanes:
+            self.lanes[model] = Lane.of(model, self.config)
+        return self.lanes[model]
+
+    def _lane(self, entry: Entry) -> Lane:
+        return self.lane(entry.spec.model)
 
     def _is_new(self, spec: SampleSpec) -> bool:
         known = self.entries.get(spec.id)
@@ -135,9 +148,17 @@ class Core:
             self._forget(older)
         self._serial += 1
         entry = self.entries[spec.id] = Entry(spec, self._serial, now)
-        self._batcher.rank(entry)
-        self._batcher.fresh.add(entry)
+        self._lane(entry).add(entry)
         return entry
+
+    def _drain(self, message: m.Drain, now: float) -> None:
+        lane = self.lane(message.model)
+        lane.draining = True
+        self._tell_drained(lane)
+
+    def _tell_drained(self, lane: Lane) -> None:
+        if lane.drained:
+            self._tell(m.Drained(model=lane.model))
 
     def _cancel(self, message: m.Cancel, now: float) -> None:
         for name in message.samples:
@@ -189,11 +210,16 @@ class Core:
             if group is not None:
                 # The same process says hello again when a new scheduler was announced to it.
                 self._lose(group, crashed=group.hellos[message.rank].pid != message.pid)
-            group = self.groups[message.group] = Group(message.group, message.world_size, since=now)
+            group = self.groups[message.group] = Group(
+                message.group, message.world_size, message.model, since=now
+            )
         group.hellos[message.rank] = message
+        lane = self.lane(message.model)
         for timing in message.timings if message.rank == 0 else ():
-            self.cost.observe(timing.op, timing.tokens, timing.batch, timing.seconds)
+            lane.cost.observe(timing.op, timing.tokens, timing.batch, timing.seconds)
         if group.ready:
+            if lane.drained:
+                lane.resume()
             self._disturb()
             self._tell(group.status())
             self._tell_load()
@@ -207,7 +233,10 @@ class Core:
     def _lose(self, group: Group, *, crashed: bool) -> None:
         guilty = group.charge() if crashed else {}
         self._disturb()
-        self._tell(m.GroupStatus(group=group.index, ready=False, detail="its ranks were lost"))
+        gone = m.GroupStatus(
+            group=group.index, ready=False, detail="its ranks were lost", model=group.model
+        )
+        self._tell(gone)
         for entry in [e for e in self.entries.values() if e.group == group.index]:
             entry.restart()
             if entry.cancelled:
@@ -218,8 +247,9 @@ class Core:
                 text = f"The ranks that ran it were lost {entry.losses} times."
                 self._fail(entry, "ranks_lost", text)
             else:
-                self._batcher.rank(entry)
-                self._batcher.fresh.add(entry)
+                batcher = self._lane(entry).batcher
+                batcher.rank(entry)
+                batcher.fresh.add(entry)
 
     def _disturb(self) -> None:
         """There may be more, or less, for everybody."""
@@ -279,14 +309,16 @@ class Core:
         if not failures and pending.entries:
             tokens = largest(pending.entries)
             seconds = report.finished - report.started
-            self.cost.observe(pending.op, tokens, len(pending.entries), seconds)
+            cost = self.lane(group.model).cost
+            cost.observe(pending.op, tokens, len(pending.entries), seconds)
         self._tell_done(group, pending, moved)
 
     def _tell_done(self, group: Group, pending: Pending, moved: list[Entry]) -> None:
         report, costs = pending.reports[0], pending.costs()
         group.costs = costs
         if moved:
-            self._tell(m.Progress(samples=forecast.of_running(moved, self.cost)))
+            cost = self.lane(group.model).cost
+            self._tell(m.Progress(samples=forecast.of_running(moved, cost)))
         self._tell(
             m.PlanDone(
                 group=group.index,
@@ -300,9 +332,9 @@ class Core:
 
     # ------------------------------------------------------------------------------------ planning
 
-    def _send_plan(self, group: Group, entries: list[Entry], now: float) -> None:
+    def _send_plan(self, lane: Lane, group: Group, entries: list[Entry], now: float) -> None:
         op = entries[0].next_op
-        seconds = self.cost.over_batch(op, largest(entries))
+        seconds = lane.cost.over_batch(op, largest(entries))
         alone = seconds(1)
         for entry in entries:
             entry.plan()
@@ -343,7 +375,7 @@ class Core:
     def _unqueue(self, entry: Entry) -> None:
         """Take it out of every queue and batch, so that no further plan contains it."""
         group = self.groups.get(entry.group) if entry.group is not None else None
-        queue = self._batcher.fresh if group is None else group.waiting
+        queue = self._lane(entry).batcher.fresh if group is None else group.waiting
         if entry in queue:
             queue.remove(entry)
         if group is not None:
@@ -354,7 +386,10 @@ class Core:
     def _forget(self, entry: Entry) -> None:
         """It is over; the ranks may drop what they hold of it."""
         self._unqueue(entry)
-        self.entries.pop(entry.spec.id, None)
+        lane = self._lane(entry)
+        if self.entries.pop(entry.spec.id, None) is not None:
+            lane.discard(entry)
+            self._tell_drained(lane)
         group = self.groups.get(entry.group) if entry.group is not None else None
         if group is not None:
             group.held -= 1
@@ -367,4 +402,4 @@ class Core:
         self._out.append(ToManager(message))
 
     def _tell_load(self) -> None:
-        self._tell(forecast.load(self.entries.values(), self.groups.values(), self.cost))
+        self._tell(forecast.load(self.entries.values(), self.groups.values(), self.lanes.values()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from safelight.scheduler.cost import CostModel
 from safelight.scheduler.group import Group
+from safelight.scheduler.lane import Lane
 from safelight.scheduler.table import Entry, Queue
 from safelight.wire.messages import Load, SampleProgress
 
@@ -51,10 +53,17 @@ def of_waiting(
     )
 
 
-def load(entries: Collection[Entry], groups: Collection[Group], cost: CostModel) -> Load:
-    """A sum over all samples: for when some come or go, not for every step."""
-    backlog = _work(entries) / _ready(groups) * efficiency(groups, cost)
-    return Load(unfinished=len(entries), backlog=backlog)
+def load(entries: Collection[Entry], groups: Collection[Group], lanes: Iterable[Lane]) -> Load:
+    """A sum over all samples: for when some come or go, not for every step. Of several models, that
+    of the one that takes longest."""
+    work: dict[str, float] = defaultdict(float)
+    for entry in entries:
+        work[entry.spec.model] += entry.work
+    backlogs = [0.0]
+    for lane in lanes:
+        mine = lane.groups(groups)
+        backlogs.append(work[lane.model] / _ready(mine) * efficiency(mine, lane.cost))
+    return Load(unfinished=len(entries), backlog=max(backlogs))
 
 
 def efficiency(groups: Iterable[Group], cost: CostModel) -> float:

@@ -144,6 +144,7 @@ class Group:
 
     index: int
     world_size: int
+    model: str = ""
     hellos: dict[int, RankHello] = field(default_factory=dict)
     """By rank, of those that said hello."""
     waiting: Queue = field(default_factory=Queue)
@@ -235,4 +236,10 @@ class Group:
             )
             for rank, hello in sorted(self.hellos.items())
         )
-        return GroupStatus(group=self.index, ready=self.ready, detail=detail, ranks=tuple(infos))
+        return GroupStatus(
+            group=self.index,
+            ready=self.ready,
+            detail=detail,
+            model=self.model,
+            ranks=tuple(infos),
+        )

@@ -16,6 +16,8 @@ messages: `Frames` names shared memory.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from safelight.request import Delivery, SampleSpec, State
@@ -50,13 +52,19 @@ class Written(Message, frozen=True):
     samples: tuple[str, ...]
 
 
+class Drain(Message, frozen=True):
+    """This model is to be unloaded: finish what was accepted, keep what comes later."""
+
+    model: str
+
+
 class Redeliver(Message, frozen=True):
     """The output manager was lost: decode these samples again from their final latents."""
 
     samples: tuple[str, ...]
 
 
-ToScheduler = Attach | Submit | Cancel | Written | Redeliver
+ToScheduler = Attach | Submit | Cancel | Written | Redeliver | Drain
 
 
 class SampleProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,8 +139,15 @@ class GroupStatus(Message, frozen=True):
     group: int
     ready: bool
     detail: str
+    model: str = ""
     ranks: tuple[RankInfo, ...] = ()
     """Those that have said hello, in order."""
+
+
+class Drained(Message, frozen=True):
+    """Nothing that was accepted before its drain is left of this model."""
+
+    model: str
 
 
 class Load(Message, frozen=True):
@@ -143,7 +158,9 @@ class Load(Message, frozen=True):
     """Predicted seconds of work for everything accepted."""
 
 
-FromScheduler = Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Load
+FromScheduler = (
+    Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Drained | Load
+)
 
 
 # --------------------------------------------------------------------------- scheduler and ranks
@@ -173,6 +190,8 @@ class RankHello(Message, frozen=True):
     weights: dict[str, int] = {}
     """Bytes of weights on this rank, by component."""
     device: str = ""
+    model: str = ""
+    """Name of the model it has loaded."""
 
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -323,7 +342,19 @@ class Hung(Message, frozen=True):
     detail: str
 
 
-ToSupervisor = Starting | Ready | Hung
+class LoadModel(Message, frozen=True):
+    """Start the worker groups of a model; it is said with `ModelState` what became of it."""
+
+    model: str
+
+
+class UnloadModel(Message, frozen=True):
+    """End the worker groups of a model."""
+
+    model: str
+
+
+ToSupervisor = Starting | Ready | Hung | LoadModel | UnloadModel
 
 
 class Stop(Message, frozen=True):
@@ -338,4 +369,12 @@ class PeerRestarted(Message, frozen=True):
     process: str
 
 
-FromSupervisor = Stop | PeerRestarted
+class ModelState(Message, frozen=True):
+    """What became of a `LoadModel` or an `UnloadModel`."""
+
+    model: str
+    state: Literal["loaded", "unloaded", "failed"]
+    detail: str = ""
+
+
+FromSupervisor = Stop | PeerRestarted | ModelState

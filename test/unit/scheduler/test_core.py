@@ -59,7 +59,7 @@ def test_no_batch_when_it_does_not_pay() -> None:
     tokens = 100_000
     for batch in (1, 2):
         for _ in range(3):
-            world.core.cost.observe("step", tokens, batch, 4.0 * batch)
+            world.core.lane("").cost.observe("step", tokens, batch, 4.0 * batch)
     world.submit(spec("a.0", tokens=tokens), spec("b.0", tokens=tokens))
     world.run()
     assert all(len(plan.samples) == 1 for plan in world.steps)
