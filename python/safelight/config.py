@@ -29,18 +29,42 @@ class ModelConfig(_Section, frozen=True):
     """Which model, where it runs, in what precision."""
 
     model_path: Annotated[
-        str, Meta(description="Directory of a diffusers pipeline, or builtin:shapes.")
+        str,
+        Meta(
+            description="Directory of a diffusers pipeline, hub id (org/name), or builtin:shapes."
+        ),
     ] = "builtin:shapes"
+    revision: Annotated[
+        str | None, Meta(description="Branch, tag or commit of a model on the hub.")
+    ] = None
     served_model_name: Annotated[
         str | None, Meta(description="Name clients use; by default the model path's last part.")
     ] = None
+    transformer_path: Annotated[
+        str | None,
+        Meta(description="Another transformer: directory, or one .safetensors or .gguf file."),
+    ] = None
+    vae_path: Annotated[str | None, Meta(description="Directory of another VAE.")] = None
+    text_encoder_path: Annotated[
+        str | None, Meta(description="Directory of another first text encoder.")
+    ] = None
+    component: Annotated[
+        list[str],
+        Meta(description="Another component, as NAME=PATH; repeat it for several."),
+    ] = []
+    trust_remote_code: Annotated[
+        bool, Meta(description="Run Python files that come with the model.")
+    ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Meta(description="Where the model runs; auto takes CUDA if there."),
     ] = "auto"
     dit_precision: Annotated[
         Precision,
-        Meta(description="Precision of the transformer; auto is bf16 on CUDA, fp32 on CPU."),
+        Meta(
+            description="Precision of the transformer; auto is bf16 on CUDA, fp32 on CPU.",
+            extra={"aliases": ("precision",)},
+        ),
     ] = "auto"
     vae_precision: Annotated[Precision, Meta(description="Precision of the VAE; auto is fp32.")] = (
         "auto"
@@ -48,6 +72,17 @@ class ModelConfig(_Section, frozen=True):
     text_encoder_precision: Annotated[
         Precision, Meta(description="Precision of the text encoder; auto follows the transformer.")
     ] = "auto"
+    text_encoder_precisions: Annotated[
+        list[Precision],
+        Meta(description="Precision of each text encoder, in their order; repeat it."),
+    ] = []
+    quantization: Annotated[
+        Literal["none", "int8", "fp8", "fp8-storage"],
+        Meta(
+            description="Weights of the transformer: int8 and fp8 by torchao; fp8-storage keeps "
+            "them in fp8 and computes in --dit-precision."
+        ),
+    ] = "none"
     cpu_threads: Annotated[
         int,
         Meta(
@@ -137,8 +172,10 @@ class ModelsConfig(_Section, frozen=True):
 
     model: Annotated[
         list[str],
-        Meta(description="NAME=PATH of one of several models; repeat it. What else is given holds "
-        "for all of them."),
+        Meta(
+            description="NAME=PATH of one of several models; repeat it. What else is given holds "
+            "for all of them."
+        ),
     ] = []
     models: Annotated[
         list[dict[str, Any]],
@@ -189,6 +226,9 @@ class ServerConfig(_Section, frozen=True):
         int, Meta(ge=1024, le=2**34, description="Largest request body accepted.")
     ] = 64 * 2**20
     max_outputs: Annotated[int, Meta(ge=1, le=1000, description="Largest n of a request.")] = 10
+    max_input_pixels: Annotated[
+        int, Meta(ge=1, le=2**30, description="Pixels of a request's input pictures together.")
+    ] = 2**25
 
 
 class StorageConfig(_Section, frozen=True):
@@ -266,12 +306,16 @@ class EngineConfig(_Section, frozen=True):
         one = ServedModel(name=self.model_name, model=self.model, parallel=self.parallel)
         return self.served or (one,)
 
+    @property
+    def at_start(self) -> tuple[str, ...]:
+        """Names of the models that are loaded when the engine starts."""
+        names = [entry.name for entry in self.entries if entry.load]
+        return tuple(names[: self.models.max_loaded_models])
+
     def of(self, name: str) -> EngineConfig:
         """The configuration of one model alone. Raises `KeyError` if there is none of that name."""
         entry = {entry.name: entry for entry in self.entries}[name]
-        return msgspec.structs.replace(
-            self, model=entry.model, parallel=entry.parallel, served=()
-        )
+        return msgspec.structs.replace(self, model=entry.model, parallel=entry.parallel, served=())
 
     @property
     def model_name(self) -> str:

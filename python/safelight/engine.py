@@ -26,13 +26,20 @@ import msgspec
 
 from safelight import config as configuration
 from safelight.config import EngineConfig
-from safelight.errors import GenerationFailed, JobCancelled, StartupFailed, Unavailable
+from safelight.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    JobCancelled,
+    StartupFailed,
+    Unavailable,
+)
 from safelight.launch.supervisor import OnStarting, Supervisor
 from safelight.manager.building import build_request
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
+from safelight.manager.media import Media, decode
 from safelight.models.card import ModelCard
-from safelight.models.registry import load_card
+from safelight.models.registry import load_cards
 from safelight.request import GenerationRequest, MediaFormat, Output
 from safelight.wire.messages import GroupStatus, PlanDone
 
@@ -102,8 +109,7 @@ class Engine:
         on_starting: OnStarting | None = None,
         on_plan: Callable[[PlanDone], None] | None = None,
     ) -> None:
-        self.config = config or EngineConfig()
-        self.card: ModelCard = load_card(self.config)
+        self.config, self.cards = load_cards(config or EngineConfig())
         self._http = http
         self._on_starting = on_starting
         self._on_plan = on_plan
@@ -137,7 +143,7 @@ class Engine:
             data = str(supervisor.run_dir / "data")
             storage = msgspec.structs.replace(self.config.storage, data_dir=data)
             config = msgspec.structs.replace(self.config, storage=storage)
-            manager = RequestManager(config, self.card, supervisor.run_dir, plans=self._on_plan)
+            manager = RequestManager(config, self.cards, supervisor.run_dir, plans=self._on_plan)
             self._spawn("manager", self._loop.run_forever)
             self._call(manager.start())
             self._manager = manager
@@ -148,10 +154,20 @@ class Engine:
             self.close()
             raise
 
+    @property
+    def card(self) -> ModelCard:
+        """Of the first model."""
+        return next(iter(self.cards.values()))
+
     def submit(
         self,
         prompt: str,
         *,
+        model: str | None = None,
+        round_size: bool = False,
+        images: Sequence[Path | str | bytes] = (),
+        mask: Path | str | bytes | None = None,
+        seeds: Sequence[int] = (),
         sampling: Mapping[str, Any] | None = None,
         output: Output | None = None,
         n: int = 1,
@@ -164,6 +180,12 @@ class Engine:
 
         Args:
             prompt: what to generate.
+            model: name of one of several; by default the first that can do it.
+            round_size: take the nearest size that the model can make, instead of refusing another.
+            images: input pictures, as paths or as the bytes of files.
+            mask: of the first picture: transparent, or white where nothing is transparent, is what
+                is made anew.
+            seeds: one for each output.
             sampling: any fields of `Sampling`; the model's defaults fill the rest.
             output: "image" or "video"; by default a video where the model makes them, or an image
                 when `num_frames` is 1.
@@ -175,11 +197,15 @@ class Engine:
 
         Raises `InvalidRequest` naming the field, `Overloaded` if the queue is full.
         """
+        media = read_media(images, mask, self.config.server.max_input_pixels)
         request = build_request(
-            self.card,
+            self._jobs.card(model, output),
             prompt,
             sampling or {},
             output=output,
+            media=media,
+            seeds=seeds,
+            round_size=round_size,
             format=format,
             n=n,
             max_outputs=self.config.server.max_outputs,
@@ -187,8 +213,17 @@ class Engine:
             priority=priority,
         )
         paths = None if destinations is None else [Path(p).absolute() for p in destinations]
-        self._call(self._jobs.submit(request, destinations=paths))
+        self._call(self._jobs.submit(request, media=media, destinations=paths))
         return Job(self, request)
+
+    def load(self, model: str) -> None:
+        """Load a model; returns when it serves. Raises `ModelNotFound`, or `Unavailable` with the
+        reason."""
+        self._call(self._jobs.models.load(model))
+
+    def unload(self, model: str) -> None:
+        """Unload a model once what was accepted for it is done; the next job for it loads it."""
+        self._call(self._jobs.models.unload(model))
 
     def groups(self) -> tuple[GroupStatus, ...]:
         """The worker groups and their ranks: device, memory, whether they serve."""
@@ -287,6 +322,26 @@ class Engine:
             raise TimeoutError(f"Not finished within {timeout:g} s.")
         failure = self._supervisor.failure if self._supervisor else None
         raise Unavailable(f"The engine has stopped. {failure or ''}".strip())
+
+
+def read_media(
+    images: Sequence[Path | str | bytes], mask: Path | str | bytes | None, max_pixels: int
+) -> Media:
+    """The input pictures of a job, decoded. Raises `InvalidRequest`, also for a file that cannot be
+    read."""
+    data = [("image", _read(one, "image")) for one in images]
+    return decode(data, None if mask is None else _read(mask, "mask"), max_pixels=max_pixels)
+
+
+def _read(source: Path | str | bytes, name: str) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).expanduser().read_bytes()
+    except OSError as failure:
+        raise InvalidRequest(
+            f"The {name} {source} cannot be read: {failure.strerror}.", param=name
+        ) from failure
 
 
 async def _await(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -119,6 +119,11 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mask: Picture | None = None
     """Of the first image's size, mode L: white is repainted, black is kept."""
 
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All of them."""
+        return self.images + (() if self.mask is None else (self.mask,))
+
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """How and where one sample's frames become a file. Ranks carry it and never read it."""

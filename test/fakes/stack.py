@@ -38,7 +38,9 @@ def running(
     data: Path, *, automatic: bool = True, ready: bool = True, **settings: Any
 ) -> Iterator[Stack]:
     """Serve from the data directory `data` until the block ends."""
-    config = configuration.build({"data_dir": str(data), "port": 0, **settings})
+    config = configuration.build(
+        {"served_model_name": CARD.name, "data_dir": str(data), "port": 0, **settings}
+    )
     run_dir = Path(tempfile.mkdtemp(prefix="sl-"))  # short, as socket paths must be
     started = threading.Event()
     found: list[Any] = []
@@ -47,11 +49,11 @@ def running(
         peer = EnginePeer(run_dir, automatic=automatic)
         peer.ready = ready
         await peer.start()
-        manager = RequestManager(config, CARD, run_dir)
+        manager = RequestManager(config, {CARD.name: CARD}, run_dir)
         await manager.start()
         listener = listen(config.server.host, config.server.port)
         url = address_of(listener)
-        server = HttpServer(create_app(manager, config, CARD), started.set)
+        server = HttpServer(create_app(manager, config), started.set)
         found.extend((Stack(url, peer, manager, asyncio.get_running_loop()), server))
         try:
             await server.serve(sockets=[listener])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fakes import probe
 from fakes.shared_memory import clip, frames_message, in_memory
+from fakes.sound import Audio, audio, heard, pitch, sounding, tone
 from fakes.supervisor import PATIENCE_S, Supervised, receive, supervised
 from safelight.wire import codec, links
 from safelight.wire.messages import (
@@ -99,6 +100,31 @@ def test_a_clip_and_a_picture(output: Output, tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), pixels[0])
         assert image.info == {"seed": "3"}
+
+
+def test_a_clip_with_sound(output: Output, tmp_path: Path) -> None:
+    """The rank lets go of both as soon as they are taken; what lies about its sound fails alone."""
+    pixels = clip(8, 64, 64)
+    with in_memory(pixels) as memory, sounding(tone(1.0)) as sound:
+        silent = frames_message(memory, pixels, tmp_path / "clip.mp4", "mp4")
+        good = msgspec.structs.replace(silent, sound=sound)
+        for name, shape in {"long.0": (24_001, 2), "wide.0": (24_000, 3)}.items():
+            wrong = msgspec.structs.replace(sound, shape=shape)
+            output.send(msgspec.structs.replace(good, sample=name, sound=wrong))
+        lost = msgspec.structs.replace(sound, memory="/proc/1/fd/999")
+        output.send(msgspec.structs.replace(good, sample="lost.0", sound=lost))
+        output.send(good)
+        early = output.barrier()
+    answers = {a.sample: a for a in early}
+    if "job.0" not in answers:
+        answers["job.0"] = output.answer()
+    codes = {a.sample: a.code for a in answers.values() if isinstance(a, MediaFailed)}
+    assert codes == {"long.0": "bad_frames", "wide.0": "bad_frames", "lost.0": "frames_lost"}
+    assert isinstance(answers["job.0"], MediaReady)
+    assert len(probe.decode(tmp_path / "clip.mp4")) == 8
+    assert audio(tmp_path / "clip.mp4") == Audio("aac", 24_000, "stereo")
+    again = heard(tmp_path / "clip.mp4")
+    assert (len(again), round(pitch(again[:, 0]))) == (24_000, 440)
 
 
 def test_what_is_wrong_fails_alone(output: Output, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from safelight.cli.generate import INTERRUPTED, GenerateOptions
 from safelight.cli.options import Panel
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError, RequestError, SafelightError
+from safelight.models.hub import NO_SPACE
 
 USAGE_ERROR = 2
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -58,7 +59,7 @@ def serve(config_file: Path | None, given: dict[str, Any]) -> int:
     from safelight.cli.serve import serve
 
     resolved = _resolve(given, config_file, SERVE)
-    return serve(_engine_config(resolved.engine))
+    return serve(_prepared(resolved.engine))
 
 
 def generate(config_file: Path | None, given: dict[str, Any]) -> int:
@@ -70,7 +71,7 @@ def generate(config_file: Path | None, given: dict[str, Any]) -> int:
     resolved = _resolve(given, config_file, GENERATE)
     wanted = fields.convert(GenerateOptions, resolved.rest, error=ConfigError)
     engine = {"log_level": "warning", **resolved.engine}
-    return generate(_engine_config(engine), resolved.sampling, wanted)
+    return generate(_prepared(engine), resolved.sampling, wanted)
 
 
 def bench(config_file: Path | None, given: dict[str, Any]) -> int:
@@ -80,7 +81,7 @@ def bench(config_file: Path | None, given: dict[str, Any]) -> int:
     resolved = _resolve(given, config_file, BENCH)
     wanted = fields.convert(BenchOptions, resolved.rest, error=ConfigError)
     engine = {"log_level": "warning", **resolved.engine}
-    return bench(_engine_config(engine), resolved.sampling, wanted)
+    return bench(_prepared(engine), resolved.sampling, wanted)
 
 
 def doctor(config_file: Path | None, given: dict[str, Any]) -> int:
@@ -90,6 +91,18 @@ def doctor(config_file: Path | None, given: dict[str, Any]) -> int:
     resolved = _resolve(given, config_file, DOCTOR)
     wanted = fields.convert(DoctorOptions, resolved.rest, error=ConfigError)
     return doctor(_engine_config(resolved.engine), wanted)
+
+
+def pull(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id: organisation/name.")],
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit.", metavar="TEXT")
+    ] = None,
+) -> int:
+    """Download a model from the hub into the local cache, and print its directory."""
+    from safelight.cli.pull import pull
+
+    return pull(model, revision)
 
 
 def version() -> None:
@@ -109,6 +122,7 @@ app.command("generate", context_settings=_SETTINGS)(
 )
 app.command("bench", context_settings=_SETTINGS)(options.command(bench, BENCH))
 app.command("doctor", context_settings=_SETTINGS)(options.command(doctor, DOCTOR))
+app.command("pull", context_settings=_SETTINGS)(pull)
 app.command("version")(version)
 
 
@@ -125,6 +139,14 @@ def _engine_config(values: dict[str, Any]) -> EngineConfig:
     return config.build(values)
 
 
+def _prepared(values: dict[str, Any]) -> EngineConfig:
+    """The configuration with its models in local files, downloaded if need be, and whole."""
+    from safelight.cli.pull import downloading
+    from safelight.models import sources
+
+    return sources.prepare(_engine_config(values), downloading)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; its exit status. Every error on purpose becomes one line."""
     try:
@@ -135,9 +157,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(failure.message, USAGE_ERROR)
     except SafelightError as failure:
         return _complain(failure.message, 1)
+    except OSError as failure:
+        if failure.errno not in NO_SPACE:
+            raise
+        return _complain(no_space(failure), 1)
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED
     return status or 0
+
+
+def no_space(failure: OSError) -> str:
+    """What to do about a full disk."""
+    where = failure.filename or "the temporary directory or --data-dir"
+    return f"No space: {failure.strerror}, writing {where}. Free some, or choose another directory."
 
 
 def _complain(message: str, status: int) -> int:

@@ -69,7 +69,7 @@ def _libraries(config: EngineConfig) -> Iterator[Check]:
 def _surroundings(config: EngineConfig) -> Iterator[Check]:
     for check in (ipc, port, data_directory, disk, model):
         yield check(config)
-    yield from layouts(config)
+    yield from layouts(_local(config))
 
 
 # ---------------------------------------------------------------------------------------- machine
@@ -276,17 +276,26 @@ def _existing(path: Path) -> Path:
 
 
 def model(config: EngineConfig) -> Check:
-    """Whether the configured model is there and has a family."""
+    """Whether the configured model is there and whole, and has a family."""
+    from safelight.models import sources
     from safelight.models.registry import load_card
 
     try:
-        card = load_card(config)
+        card = load_card(sources.prepare(config, downloading=None))
     except SafelightError as failure:
-        advice = "Give --model-path a diffusers pipeline, or leave it out for the built-in model."
+        advice = "Do as it says, or leave out --model-path for the built-in model."
         return fail("model", failure.message, advice)
-    if not any(Path(card.path).rglob("*.safetensors")):
-        return fail("model", f"{card.path} has no weights", "Fetch it again.")
     return ok("model", f"{card.name} ({card.family}) in {card.path}")
+
+
+def _local(config: EngineConfig) -> EngineConfig:
+    """With its model as it is on this machine, if it is; what is wrong with it, `model` says."""
+    from safelight.models import sources
+
+    try:
+        return sources.prepare(config, downloading=None)
+    except SafelightError:
+        return config
 
 
 def layouts(config: EngineConfig) -> Iterator[Check]:

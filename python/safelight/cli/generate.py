@@ -17,11 +17,12 @@ from msgspec import Meta
 from safelight.cli import naming
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError, JobCancelled, JobError
-from safelight.request import MediaFormat
+from safelight.request import MediaFormat, Output
 
 if TYPE_CHECKING:
     from safelight.engine import Engine, Job
     from safelight.manager.events import JobView
+    from safelight.models.card import ModelCard
 
 INTERRUPTED = 130  # the shell's status of a command ended by Ctrl-C
 
@@ -31,6 +32,24 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     prompt: Annotated[list[str], Meta(description="What to generate; repeat it for several.")] = []
     prompt_file: Annotated[str | None, Meta(description="Text file, one prompt a line.")] = None
+    image_path: Annotated[
+        list[str],
+        Meta(
+            description="Input picture, to edit or to animate; repeat it for several.",
+            extra={"aliases": ("input_image",)},
+        ),
+    ] = []
+    mask_path: Annotated[
+        str | None,
+        Meta(
+            description="Picture of the first one's size: transparent, or in an opaque picture "
+            "white, is what is made anew."
+        ),
+    ] = None
+    round_size: Annotated[
+        bool,
+        Meta(description="Take the nearest size the model can make instead of refusing another."),
+    ] = False
     size: Annotated[
         str | None, Meta(description="WIDTHxHEIGHT; the same as --width and --height.")
     ] = None
@@ -60,6 +79,7 @@ class Work:
     sampling: dict[str, Any]
     format: MediaFormat
     options: GenerateOptions
+    model: str
     destinations: list[list[Path]]
     """For each prompt, the files of its outputs."""
 
@@ -91,36 +111,47 @@ def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOpt
 
     Raises `ConfigError` or `InvalidRequest`, naming the option and what would fit.
     """
+    from safelight.engine import read_media
     from safelight.manager.building import build_request
-    from safelight.models.registry import load_card
 
     if not options.save_output:
         raise ConfigError("--no-save-output: generate always saves; leave it out.")
     prompts = read_prompts(options)
     values = dict(sampling)
     name = options.output_file_name
-    if name is not None and naming.format_of(name) != "mp4":
-        values.setdefault("num_frames", 1)
-    card = load_card(config)
-    resolved = card.resolve(values)
-    if name is not None:
-        format = naming.format_of(name)
-        naming.check_fits(format, resolved.num_frames)
-    else:
-        format = "png" if resolved.num_frames == 1 else "mp4"
+    format = None if name is None else naming.format_of(name)
+    output: Output | None = None if format is None else "video" if format == "mp4" else "image"
+    if format is not None and values.get("num_frames") is not None:
+        naming.check_fits(format, values["num_frames"])
+    limit = config.server.max_input_pixels
+    media = read_media(options.image_path, options.mask_path, limit)
+    card = _card(config, output)
     for prompt in prompts:
-        build_request(
+        request = build_request(
             card,
             prompt,
             values,
+            output=output,
+            media=media,
+            round_size=options.round_size,
             n=options.n,
             max_outputs=config.server.max_outputs,
             format=format,
             compression=options.output_compression,
             priority=options.priority,
         )
+    format = request.format
     paths = naming.destinations(Path(options.output_path), name, format, prompts, options.n)
-    return Work(prompts, values, format, options, paths)
+    return Work(prompts, values, format, options, card.name, paths)
+
+
+def _card(config: EngineConfig, output: Output | None) -> ModelCard:
+    """Of the first model that makes such an output."""
+    from safelight.models.registry import load_cards
+
+    _, cards = load_cards(config)
+    able = [card for card in cards.values() if output is None or card.makes(output)]
+    return (able or list(cards.values()))[0]
 
 
 def read_prompts(options: GenerateOptions) -> list[str]:
@@ -146,7 +177,12 @@ def submit(engine: Engine, work: Work) -> list[Job]:
     return [
         engine.submit(
             prompt,
+            model=work.model,
             sampling=work.sampling,
+            images=work.options.image_path,
+            mask=work.options.mask_path,
+            output="video" if work.format == "mp4" else "image",
+            round_size=work.options.round_size,
             n=work.options.n,
             format=work.format,
             compression=work.options.output_compression,

@@ -15,7 +15,7 @@ from safelight.entrypoint.app import create_app
 from safelight.entrypoint.server import HttpServer, address_of, listen
 from safelight.errors import ConfigError, SafelightError
 from safelight.manager.manager import RequestManager
-from safelight.models.registry import load_card
+from safelight.models.registry import load_cards
 from safelight.wire import links
 from safelight.wire.child import Child, arguments
 from safelight.wire.messages import PeerRestarted, Stop
@@ -44,12 +44,12 @@ def main() -> int:
 async def _serve(child: Child) -> None:
     """Until the supervisor says stop. Raises what keeps the process from serving."""
     config = child.config
-    card = load_card(config)
-    manager = RequestManager(config, card, child.run_dir)
+    config, cards = load_cards(config)
+    manager = RequestManager(config, cards, child.run_dir)
     await manager.start()
     try:
         listener = listen(config.server.host, config.server.port)
-        app = create_app(manager, config, card)
+        app = create_app(manager, config)
         server = HttpServer(app, lambda: child.ready(address_of(listener)))
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGTERM, lambda: server.stop(RESPONSES_SHARE * config.runtime.shutdown_grace)

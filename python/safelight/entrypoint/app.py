@@ -11,10 +11,9 @@ from safelight.entrypoint.auth import require_key
 from safelight.entrypoint.guard import RequestIdMiddleware
 from safelight.entrypoint.openai import images, models, videos
 from safelight.manager.manager import RequestManager
-from safelight.models.card import ModelCard
 
 
-def create_app(manager: RequestManager, config: EngineConfig, card: ModelCard) -> FastAPI:
+def create_app(manager: RequestManager, config: EngineConfig) -> FastAPI:
     """The application over a manager that its owner starts and closes."""
     app = FastAPI(
         title="Safelight",
@@ -24,7 +23,6 @@ def create_app(manager: RequestManager, config: EngineConfig, card: ModelCard) -
     )
     app.state.manager = manager
     app.state.config = config
-    app.state.card = card
     app.add_middleware(RequestIdMiddleware)
     envelope.install(app)
     app.include_router(ops.router)

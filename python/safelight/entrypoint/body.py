@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
@@ -21,6 +21,7 @@ from safelight.errors import InvalidRequest
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FIELDS = 1000
+MAX_FILES = 32
 MAX_FIELD = 2**20  # bytes of one form field
 
 _NAME = re.compile(r"(?P<head>[^\[\]]+)(?P<tail>(\[[^\[\]]*\])*)")
@@ -33,6 +34,8 @@ class Body:
     """Without nulls; what stood in a nested `extra_body` is at the top."""
     strict: bool
     """False for forms, whose numbers and booleans are strings."""
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+    """Uploads by field, in order: `image` and `image[]` are one field."""
 
 
 async def read_body(request: Request) -> Body:
@@ -44,7 +47,8 @@ async def read_body(request: Request) -> Body:
     counted = Request(request.scope, limit.around(request.receive))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in FORMS:
-        return Body(_flat(await _form(counted)), strict=False)
+        values, files = await _form(counted)
+        return Body(_flat(values), strict=False, files=files)
     if kind in ("", "application/json") or kind.endswith("+json"):
         return Body(_flat(_object(await counted.body())), strict=True)
     raise HTTPException(415, f"Send application/json or a form, not {kind:.80}.")
@@ -60,9 +64,17 @@ def _object(data: bytes) -> dict[str, Any]:
     return value
 
 
-async def _form(request: Request) -> dict[str, Any]:
-    async with request.form(max_fields=MAX_FIELDS, max_part_size=MAX_FIELD) as form:
-        return nested(form.multi_items())
+async def _form(request: Request) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
+    """Its fields, and its uploads."""
+    files: dict[str, list[bytes]] = {}
+    async with request.form(
+        max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD
+    ) as form:
+        items = form.multi_items()
+        for name, value in items:
+            if isinstance(value, UploadFile):
+                files.setdefault(name.partition("[")[0], []).append(await value.read())
+        return nested((n, v) for n, v in items if not isinstance(v, UploadFile)), files
 
 
 def nested(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -72,12 +84,6 @@ def nested(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         found = _NAME.fullmatch(name)
         if found is None:
             raise InvalidRequest(f"The form field {name!r:.80} has no readable name.")
-        if isinstance(value, UploadFile):
-            raise InvalidRequest(
-                f"'{found['head']}' is a file; this model takes none.",
-                param=found["head"],
-                code="unsupported_parameter",
-            )
         _put(values, found["head"], _KEY.findall(found["tail"]), value)
     return values
 

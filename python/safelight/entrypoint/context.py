@@ -9,7 +9,6 @@ from fastapi import Depends, Request
 from safelight.config import EngineConfig
 from safelight.entrypoint.body import Body, read_body
 from safelight.manager.manager import RequestManager
-from safelight.models.card import ModelCard
 
 
 async def _manager(request: Request) -> RequestManager:
@@ -22,12 +21,6 @@ async def _config(request: Request) -> EngineConfig:
     return config
 
 
-async def _card(request: Request) -> ModelCard:
-    card: ModelCard = request.app.state.card
-    return card
-
-
 Manager = Annotated[RequestManager, Depends(_manager)]
 Config = Annotated[EngineConfig, Depends(_config)]
-Card = Annotated[ModelCard, Depends(_card)]
 ParsedBody = Annotated[Body, Depends(read_body)]

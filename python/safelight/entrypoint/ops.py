@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter
 
 from safelight.entrypoint import schema
-from safelight.entrypoint.context import Card, Manager
+from safelight.entrypoint.context import Manager
 from safelight.errors import Unavailable
 from safelight.wire.messages import GroupStatus
 
@@ -48,6 +48,8 @@ def _figures(group: GroupStatus) -> dict[str, Any]:
 
 
 @described.get("/model_info")
-async def model_info(card: Card) -> dict[str, object]:
-    """What benchmark programs ask. `model_path` is what they then send as `model`."""
+async def model_info(manager: Manager) -> dict[str, object]:
+    """What benchmark programs ask of the first model. `model_path` is what they then send as
+    `model`."""
+    card = manager.card(None)
     return {"model_path": card.name, "tasks": list(card.tasks), "family": card.family}

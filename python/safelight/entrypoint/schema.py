@@ -18,12 +18,24 @@ Size = Annotated[
     str | None, Meta(description="WIDTHxHEIGHT in pixels, or auto: the model's own default.")
 ]
 Model = Annotated[
-    str | None, Meta(description="The served model; may be left out, as there is one.")
+    str | None, Meta(description="Name of the model; by default the first that can do it.")
 ]
 Prompt = Annotated[str, Meta(description="What to generate; 1 to 32000 characters.")]
 Priority = Annotated[int, Meta(description="-100 to 100; higher goes first.")]
 Count = Annotated[int, Meta(ge=1)]
 One = Annotated[int, Meta(ge=1, le=1)]
+
+
+RoundSize = Annotated[
+    bool, Meta(description="Take the nearest size the model can make instead of refusing another.")
+]
+Seed = Annotated[
+    int | list[int] | None,
+    Meta(description="Seed of the first output, the others count on from it; or a list of seeds."),
+]
+File = Annotated[
+    Any, Meta(description="An upload, a data URL, base64, or an object with `image_url` or `url`.")
+]
 
 
 class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +49,10 @@ class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Length of the clip; the nearest frame count the model can make is used."),
     ] = None
     priority: Priority = 0
+    input_reference: Annotated[
+        File, Meta(description="Picture to begin with: an upload, a data URL or base64.")
+    ] = None
+    round_size: RoundSize = False
     n: Annotated[One | None, Meta(description="A job makes one video.")] = None
     num_outputs_per_prompt: Annotated[One | None, Meta(description="As n.")] = None
 
@@ -58,6 +74,29 @@ class ImageBody(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=100, description="Quality of jpeg and webp.")
     ] = 95
     priority: Priority = 0
+    seed: Seed = None
+    round_size: RoundSize = False
+
+
+class ImageEditBody(ImageBody, frozen=True, kw_only=True):
+    """`POST /v1/images/edits`, beside the sampling parameters."""
+
+    image: Annotated[File, Meta(description="The pictures to edit, one or several.")] = None
+    mask: Annotated[
+        File,
+        Meta(description="Of the first picture: transparent (or white) is what is made anew."),
+    ] = None
+
+
+def body_of(body: type[msgspec.Struct]) -> dict[str, Any]:
+    """OpenAPI's `requestBody` of a route that takes `body` alone."""
+    _, components = msgspec.json.schema_components([body])
+    return {"required": True, "content": _in_every_encoding(components[body.__name__])}
+
+
+def _in_every_encoding(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = ("application/json", "multipart/form-data", "application/x-www-form-urlencoded")
+    return {kind: {"schema": schema} for kind in kinds}
 
 
 def request_body(body: type[msgspec.Struct]) -> dict[str, Any]:
@@ -66,10 +105,11 @@ def request_body(body: type[msgspec.Struct]) -> dict[str, Any]:
     properties = components[body.__name__]["properties"]
     for name, schema in components[Sampling.__name__]["properties"].items():
         # What is left out comes from the model's card, not from the struct.
+        if name in properties:
+            continue
         properties[name] = {key: value for key, value in schema.items() if key != "default"}
     schema = {"type": "object", "properties": properties, "required": ["prompt"]}
-    kinds = ("application/json", "multipart/form-data", "application/x-www-form-urlencoded")
-    return {"required": True, "content": {kind: {"schema": schema} for kind in kinds}}
+    return {"required": True, "content": _in_every_encoding(schema)}
 
 
 # ------------------------------------------------------------------------------------- answers
@@ -151,6 +191,12 @@ class ModelObject(BaseModel):
     owned_by: str = "safelight"
     tasks: list[str]
     defaults: dict[str, Any]
+    parameters: list[str] = []
+    """Sampling parameters with an effect; others are refused."""
+    limits: dict[str, str] = {}
+    """What it cannot do, and why."""
+    status: str = "loaded"
+    """unloaded, loading, loaded, draining, unloading or failed."""
 
 
 class ModelList(BaseModel):

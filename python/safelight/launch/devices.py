@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
+
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError
 from safelight.parallel.layout import Layout
@@ -14,6 +16,30 @@ from safelight.parallel.layout import Layout
 def count_gpus(dev: Path = Path("/dev")) -> int:
     """GPUs of this host, by their device nodes."""
     return sum(1 for _ in dev.glob("nvidia[0-9]*"))
+
+
+def share_out(config: EngineConfig, layouts: Mapping[str, Layout]) -> dict[str, list[str | None]]:
+    """`CUDA_VISIBLE_DEVICES` of every group of every model.
+
+    Models that name no GPUs get some of their own where there are enough for all, in order; else
+    they share those there are, from the first.
+    """
+    free = [entry for entry in config.entries if entry.parallel.gpu_ids is None]
+    needed = sum(layouts[entry.name].num_gpus for entry in free)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = count_gpus()
+    known = gpus if visible is None else len(list(_seen(visible, gpus)))
+    apart = len(free) > 1 and needed <= known
+    shares, place = {}, 0
+    for entry in config.entries:
+        layout, one = layouts[entry.name], config.of(entry.name)
+        if apart and entry in free and entry.model.device != "cpu":
+            ids = ",".join(str(place + index) for index in range(layout.num_gpus))
+            parallel = msgspec.structs.replace(one.parallel, gpu_ids=ids)
+            one = msgspec.structs.replace(one, parallel=parallel)
+            place += layout.num_gpus
+        shares[entry.name] = visible_devices(one, layout)
+    return shares
 
 
 def visible_devices(

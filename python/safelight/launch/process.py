@@ -22,6 +22,8 @@ class Program:
     name: str
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    """Whose worker group it is."""
 
 
 class Process:
@@ -48,6 +50,8 @@ class Process:
         self.output_fd = self._popen.stdout.fileno()
         os.set_blocking(self.output_fd, False)
         self.ready = False
+        self.retired: float | None = None
+        """When it must be gone (monotonic seconds), if it is to end and not to start again."""
         self._words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
         self._partial = ""
 

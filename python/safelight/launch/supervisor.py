@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -20,12 +20,21 @@ import zmq
 from safelight import log
 from safelight.config import EngineConfig
 from safelight.errors import StartupFailed, WireError
-from safelight.launch.devices import visible_devices
 from safelight.launch.process import Janitor, Process, Program
-from safelight.parallel.layout import Layout, complete, threads
+from safelight.launch.programs import programs
 from safelight.wire import codec, links
 from safelight.wire.child import write_config
-from safelight.wire.messages import FromSupervisor, Hung, PeerRestarted, Ready, Starting, Stop
+from safelight.wire.messages import (
+    FromSupervisor,
+    Hung,
+    LoadModel,
+    ModelState,
+    PeerRestarted,
+    Starting,
+    Stop,
+    ToSupervisor,
+    UnloadModel,
+)
 
 logger = log.get(__name__)
 
@@ -34,57 +43,6 @@ WRITING_SHARE = 0.3
 """Of the shutdown grace, kept for the output manager."""
 OnStarting = Callable[[str, str], None]
 """Called with (process, stage) while processes start; stage "ready: ..." ends one."""
-
-
-def programs(config: EngineConfig, *, http: bool) -> Iterator[Sequence[Program]]:
-    """What runs, in the order of starting; the members of one stage start together."""
-    layout = complete(config.parallel)
-    yield (Program("scheduler", "safelight.scheduler"), Program("output", "safelight.output"))
-    devices = visible_devices(config, layout)
-    yield tuple(_workers(g, config, layout, visible) for g, visible in enumerate(devices))
-    if http:
-        yield (Program("entrypoint", "safelight.entrypoint"),)
-
-
-def _workers(group: int, config: EngineConfig, layout: Layout, visible: str | None) -> Program:
-    cores = len(os.sched_getaffinity(0))
-    environment = {
-        "SAFELIGHT_GROUP": str(group),
-        "SAFELIGHT_RANKS": str(layout.group_size),
-        "OMP_NUM_THREADS": str(threads(config.model.cpu_threads, cores, layout)),
-        **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
-        # All ranks are on this host: nobody listens anywhere else.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
-        **_spinning(),
-        **_ALLOCATOR,
-        # What diffusers and transformers deprecate is ours to follow, not the user's to read.
-        "PYTHONWARNINGS": "ignore",
-    }
-    return Program(f"workers-{group}", "safelight.launch.ranks", environment)
-
-
-_ALLOCATOR = {
-    name: os.environ.get(name, value)
-    for name, value in {
-        # Keep what a forward frees instead of giving it back to the kernel page by page: a tenth of
-        # a batched step on the CPU.
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    }.items()
-}
-
-
-def _spinning() -> dict[str, str]:
-    """How long OpenMP threads spin at a barrier before they sleep, unless the user has said.
-
-    Where cores are shared, the default (for milliseconds) makes forwards up to thirty times slower;
-    not at all costs a third of a small forward. A thousand turns, some microseconds, are near the
-    best of both.
-    """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
-        return {}
-    return {"GOMP_SPINCOUNT": "1000"}
 
 
 def make_run_dir() -> Path:
@@ -107,7 +65,7 @@ class Supervisor:
     ) -> None:
         self.config = config
         # First, as it may refuse the layout: nothing is left behind then, least of all the API key.
-        self._stages = list(programs(config, http=http))
+        self._programs = programs(config, http=http)
         self.run_dir = make_run_dir()
         self._janitor = Janitor(self.run_dir)
         write_config(self.run_dir, config)
@@ -124,6 +82,9 @@ class Supervisor:
         self._peers: set[str] = set()
         """Everybody who spoke on the control link: the processes, and ranks beyond the first."""
         self._restarts: dict[str, deque[float]] = defaultdict(deque)
+        self._started = False
+        self._loading: set[str] = set()
+        """Models that are started at run time: one that fails is no reason to end."""
         self._stopping = False
         self._closed = False
         self._failure: str | None = None
@@ -135,10 +96,11 @@ class Supervisor:
     def start(self) -> None:
         """Start everything, stage by stage. Raises `StartupFailed`; then nothing is left."""
         try:
-            for stage in self._stages:
+            for stage in self._programs.stages:
                 for program in stage:
                     self._spawn(program)
                 self._await_ready([program.name for program in stage])
+            self._started = True
         except BaseException:
             self.close()
             raise
@@ -147,8 +109,8 @@ class Supervisor:
         """Watch until `request_stop` or a crash loop; stop everything; return the exit status."""
         try:
             while not self._stopping and self._failure is None:
-                self._turn(self._startup_deadline())
-                self._end_late_starters()
+                self._turn(self._next_deadline())
+                self._end_the_late()
         finally:
             if self._failure is not None:
                 logger.error("giving up", reason=self._failure)
@@ -223,7 +185,13 @@ class Supervisor:
                 continue
             self._react(message)
 
-    def _react(self, message: Starting | Ready | Hung) -> None:
+    def _react(self, message: ToSupervisor) -> None:
+        if isinstance(message, LoadModel):
+            self._load(message.model)
+            return
+        if isinstance(message, UnloadModel):
+            self._unload(message.model)
+            return
         self._peers.add(message.process)
         process = self._processes.get(message.process)
         if process is None:
@@ -241,6 +209,7 @@ class Supervisor:
             self._on_starting(message.process, f"ready: {message.detail}")
             if self._restarts[message.process]:
                 self._broadcast(PeerRestarted(process=message.process))
+            self._tell_if_loaded(process.program.model)
 
     def _echo(self, process: Process) -> None:
         for line in process.read():
@@ -274,9 +243,15 @@ class Supervisor:
         status = self._bury(process)
         if self._stopping:
             return
+        if process.retired:
+            self._gone(process)
+            return
         reason = f"{process.name} ended with status {status}"
         if process.last_words:
             reason += f": {process.last_words}"
+        if process.program.model in self._loading:
+            self._load_failed(process.program.model, reason)
+            return
         if not was_ready and not self._restarts[process.name]:
             self._failure = reason
             return
@@ -296,18 +271,75 @@ class Supervisor:
             times.popleft()
         return len(times) > self.config.runtime.max_restarts
 
-    def _startup_deadline(self) -> float | None:
-        """When the first of those that are starting again is too late."""
-        patience = self.config.runtime.startup_timeout
-        starting = [p.started for p in self._processes.values() if not p.ready]
-        return min(starting) + patience if starting else None
+    def _next_deadline(self) -> float | None:
+        """When the first of those that are starting, or are to end, is too late."""
+        return min(filter(None, map(self._deadline_of, self._processes.values())), default=None)
 
-    def _end_late_starters(self) -> None:
-        deadline = time.monotonic() - self.config.runtime.startup_timeout
+    def _deadline_of(self, process: Process) -> float | None:
+        if process.retired is not None:
+            return process.retired
+        patience = self.config.runtime.startup_timeout
+        return None if process.ready else process.started + patience
+
+    def _end_the_late(self) -> None:
+        now = time.monotonic()
         for process in self._processes.values():
-            if not process.ready and process.started < deadline:
-                logger.error("did not become ready in time", process=process.name)
+            deadline = self._deadline_of(process)
+            if deadline is not None and deadline < now:
+                logger.error("was not ready, or gone, in time", process=process.name)
                 process.kill()  # and, when that is noticed, start again or give up
+
+    # ---------------------------------------------------------------------------- several models
+
+    def _load(self, model: str) -> None:
+        """Start the groups of a model that do not run; what runs already is none the worse."""
+        missing = [p for p in self._programs.models[model] if p.name not in self._processes]
+        if missing and self._started:
+            self._loading.add(model)
+            for program in missing:
+                self._restarts.pop(program.name, None)
+                self._spawn(program)
+        self._tell_if_loaded(model)
+
+    def _tell_if_loaded(self, model: str) -> None:
+        mine = self._programs.models.get(model, ())
+        if mine and all(self._is_ready(program.name) for program in mine):
+            self._loading.discard(model)
+            self._tell_manager(ModelState(model=model, state="loaded"))
+
+    def _load_failed(self, model: str, reason: str) -> None:
+        """One group could not start: the others of the model are of no use."""
+        logger.error("a model could not be loaded", model=model, reason=reason)
+        self._loading.discard(model)
+        self._tell_manager(ModelState(model=model, state="failed", detail=reason))
+        for process in self._running(model):
+            process.retired = time.monotonic()
+            process.kill()
+
+    def _unload(self, model: str) -> None:
+        """End the groups of a model, which hold nothing any more."""
+        self._loading.discard(model)
+        for process in self._running(model):
+            process.retired = time.monotonic() + self.config.runtime.shutdown_grace
+            for name in self._peers:
+                if name == process.name or name.startswith(f"{process.name}."):
+                    self._send(name, Stop(grace=self.config.runtime.shutdown_grace))
+        self._tell_if_unloaded(model)
+
+    def _gone(self, process: Process) -> None:
+        """A process that was to end has ended."""
+        self._send("scheduler", PeerRestarted(process=process.name))
+        self._tell_if_unloaded(process.program.model)
+
+    def _tell_if_unloaded(self, model: str) -> None:
+        if not self._running(model):
+            self._tell_manager(ModelState(model=model, state="unloaded"))
+
+    def _running(self, model: str) -> list[Process]:
+        return [p for p in self._processes.values() if p.program.model == model]
+
+    def _tell_manager(self, message: ModelState) -> None:
+        self._send(links.MANAGER, message)
 
     def _await_ready(self, names: Sequence[str]) -> None:
         deadline = time.monotonic() + self.config.runtime.startup_timeout

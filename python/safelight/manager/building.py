@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from safelight.errors import InvalidRequest
-from safelight.models.card import NOTHING, ModelCard, frame_count
+from safelight.manager.media import NONE, Media
+from safelight.models.card import ModelCard, frame_count
 from safelight.request import (
     MAX_PROMPT,
     MAX_SEED,
     TASKS,
     GenerationRequest,
     ImageFormat,
-    Inputs,
     MediaFormat,
     Output,
     Task,
@@ -32,19 +32,21 @@ def build_request(
     *,
     strict: bool = True,
     output: Output | None = None,
-    inputs: Inputs = NOTHING,
+    media: Media = NONE,
     seeds: Sequence[int] = (),
     format: MediaFormat | None = None,
     n: int = 1,
     max_outputs: int = 10,
     compression: int = 95,
     priority: int = 0,
+    round_size: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
     """A checked request for `card`'s model.
 
     `sampling` holds any of the fields of `Sampling`; a seed is drawn when there is none. What is
-    made follows from `output`, the input pictures and the number of frames. Raises `InvalidRequest`
+    made follows from `output`, the input pictures and the number of frames. `round_size` takes the
+    nearest size that the model can make instead of refusing another. Raises `InvalidRequest`
     or `UnknownField`, naming the field.
     """
     _check_prompt(prompt)
@@ -57,10 +59,17 @@ def build_request(
         values["seed"] = seeds[0]
     elif values.get("seed") is None:
         values["seed"] = secrets.randbelow(_RANDOM_SEEDS)
-    task = card.task_for(output, inputs, frame_count(values.get("num_frames")))
+    inpaints = "inpainting" in card.tasks
+    # Named by the job's id, which follows from what it makes, which follows from them.
+    frames = frame_count(values.get("num_frames"))
+    task = card.task_for(output, media.inputs("", inpaints=inpaints), frames)
+    id = new_id(output_of(task))
+    inputs = media.inputs(id, inpaints=inpaints)
+    if round_size:
+        values |= card.nearest(card.fill(values, strict=strict, task=task, inputs=inputs))
     resolved = card.resolve(values, strict=strict, task=task, inputs=inputs)
     return GenerationRequest(
-        id=new_id(task),
+        id=id,
         task=task,
         model=card.name,
         prompt=prompt,
@@ -76,12 +85,12 @@ def build_request(
     )
 
 
-def new_id(task: Task) -> str:
+def new_id(output: Output) -> str:
     """`video_<hex>` or `image_<hex>`, unguessable."""
-    return f"{_kind(task)}_{secrets.token_hex(16)}"
+    return f"{output}_{secrets.token_hex(16)}"
 
 
-def _kind(task: Task) -> Output:
+def output_of(task: Task) -> Output:
     return "image" if task in TASKS["image"] else "video"
 
 
@@ -110,9 +119,9 @@ def _check_seeds(seeds: Sequence[int], n: int) -> None:
 
 
 def _format(task: Task, format: MediaFormat | None) -> MediaFormat:
-    legal = get_args(ImageFormat) if _kind(task) == "image" else ("mp4",)
+    legal = get_args(ImageFormat) if output_of(task) == "image" else ("mp4",)
     if format is None:
-        return "png" if _kind(task) == "image" else "mp4"
+        return "png" if output_of(task) == "image" else "mp4"
     if format not in legal:
         raise InvalidRequest(
             f"'output_format' is {format}; {task} gives {', '.join(legal)}.", param="output_format"

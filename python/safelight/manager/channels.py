@@ -12,7 +12,14 @@ import zmq.asyncio
 from safelight import log
 from safelight.errors import WireError
 from safelight.wire import codec, links
-from safelight.wire.messages import FromOutput, FromScheduler, ToScheduler
+from safelight.wire.messages import (
+    FromOutput,
+    FromScheduler,
+    LoadModel,
+    ModelState,
+    ToScheduler,
+    UnloadModel,
+)
 
 logger = log.get(__name__)
 
@@ -25,10 +32,21 @@ class Channels:
         self._context: Any = zmq.asyncio.Context()
         self._media: Any = links.MEDIA.listen(self._context, run_dir)
         self._scheduler: Any = links.REQUESTS.connect(self._context, run_dir, links.MANAGER)
+        self._supervisor: Any = links.CONTROL.connect(self._context, run_dir, links.MANAGER)
 
     async def send(self, message: ToScheduler) -> None:
         """To the scheduler; kept and sent later if it is not there."""
         await self._scheduler.send(codec.encode(message))
+
+    async def ask(self, message: LoadModel | UnloadModel) -> None:
+        """To the supervisor."""
+        await self._supervisor.send(codec.encode(message))
+
+    async def from_supervisor(self) -> AsyncIterator[ModelState]:
+        while True:
+            message = _decoded(links.CONTROL.decode_down, await self._supervisor.recv())
+            if isinstance(message, ModelState):
+                yield message
 
     async def from_scheduler(self) -> AsyncIterator[FromScheduler]:
         while True:
@@ -49,6 +67,7 @@ class Channels:
     async def close(self) -> None:
         """Close; waits up to the links' linger for what is not sent yet."""
         self._scheduler.close()
+        self._supervisor.close()
         self._media.close()
         await asyncio.to_thread(self._context.term)
 

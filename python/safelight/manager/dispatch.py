@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from safelight import __version__
 from safelight.manager.live import LiveJob
 from safelight.models.card import ModelCard
-from safelight.request import Delivery, GenerationRequest, SampleSpec, index_of, sample_id
+from safelight.request import (
+    Delivery,
+    GenerationRequest,
+    Inputs,
+    Picture,
+    SampleSpec,
+    index_of,
+    sample_id,
+)
 from safelight.store.content import ContentStore
 from safelight.wire import codec, links
 from safelight.wire.messages import Submit
@@ -20,8 +28,10 @@ _ROOM = links.MAX_MESSAGE // 2  # bytes of specs in one message; the rest is fra
 class Dispatcher:
     """Turns live jobs into messages."""
 
-    def __init__(self, card: ModelCard, content: ContentStore, *, embed_parameters: bool) -> None:
-        self._card = card
+    def __init__(
+        self, cards: Mapping[str, ModelCard], content: ContentStore, *, embed_parameters: bool
+    ) -> None:
+        self._cards = cards
         self._content = content
         self._embed = embed_parameters
 
@@ -31,6 +41,7 @@ class Dispatcher:
 
     def spec(self, live: LiveJob, index: int) -> SampleSpec:
         request = live.request
+        card = self._cards[request.model]
         sampling = msgspec.structs.replace(request.sampling, seed=request.seed_of(index))
         return SampleSpec(
             id=sample_id(request.id, index),
@@ -38,8 +49,8 @@ class Dispatcher:
             prompt=request.prompt,
             sampling=sampling,
             priority=request.priority,
-            batch_key=self._card.batch_key(sampling, request.task, request.inputs),
-            tokens=self._card.tokens(sampling, request.inputs),
+            batch_key=card.batch_key(sampling, request.task, request.inputs),
+            tokens=card.tokens(sampling, request.inputs),
             delivery=Delivery(
                 path=self._path(live, index),
                 format=request.format,
@@ -49,8 +60,18 @@ class Dispatcher:
             ),
             model=request.model,
             task=request.task,
-            inputs=request.inputs,
+            inputs=self._located(request.inputs),
         )
+
+    def _located(self, inputs: Inputs) -> Inputs:
+        """With absolute paths."""
+
+        def located(picture: Picture) -> Picture:
+            path = str(self._content.located(picture.path))
+            return msgspec.structs.replace(picture, path=path)
+
+        mask = None if inputs.mask is None else located(inputs.mask)
+        return Inputs(images=tuple(map(located, inputs.images)), mask=mask)
 
     def _path(self, live: LiveJob, index: int) -> str:
         if live.destinations is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,17 +17,20 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from safelight.config import EngineConfig
-from safelight.errors import NotFound, Unavailable
+from safelight.errors import ModelNotFound, NotFound, Unavailable
 from safelight.manager.admission import Admission
 from safelight.manager.channels import Channels
 from safelight.manager.database import Database
 from safelight.manager.dispatch import Dispatcher
 from safelight.manager.events import JobView
 from safelight.manager.live import LiveJob, ended_view
+from safelight.manager.media import NONE, Media
+from safelight.manager.models import Models
 from safelight.models.card import ModelCard
-from safelight.request import GenerationRequest, Task, job_of
+from safelight.request import GenerationRequest, Output, Task, job_of
 from safelight.store.content import ContentStore
-from safelight.store.jobs import Job, JobStore, Order, Outcome, Output
+from safelight.store.jobs import Job, JobStore, Order, Outcome
+from safelight.store.jobs import Output as Stored
 from safelight.store.tables import Status
 from safelight.wire import messages as m
 
@@ -48,19 +51,20 @@ class RequestManager:
     def __init__(
         self,
         config: EngineConfig,
-        card: ModelCard,
+        cards: Mapping[str, ModelCard],
         run_dir: Path,
         *,
         content_root: Path | None = None,
         plans: Callable[[m.PlanDone], None] | None = None,
     ) -> None:
         """`content_root` replaces the one under the data directory; `plans` sees every plan."""
-        self.card = card
+        self.cards = cards
+        self.models = Models(config, self._send_model)
         self.load = m.Load(unfinished=0, backlog=0.0)
         self.plans = plans
         self.content_store = ContentStore(content_root or config.data_path / "content")
         self._dispatcher = Dispatcher(
-            card, self.content_store, embed_parameters=config.storage.embed_parameters
+            cards, self.content_store, embed_parameters=config.storage.embed_parameters
         )
         self._data = config.data_path
         self._run_dir = run_dir
@@ -87,6 +91,8 @@ class RequestManager:
         await self._resubmit()
         self._spawn(self._hear_scheduler(), self._fell)
         self._spawn(self._hear_output(), self._fell)
+        self._spawn(self._hear_supervisor(), self._fell)
+        await self.models.start()
 
     async def close(self) -> None:
         """Stop. Unfinished jobs stay in the store; those who wait for them get `Unavailable`."""
@@ -102,14 +108,19 @@ class RequestManager:
     # -------------------------------------------------------------------------- what callers do
 
     async def submit(
-        self, request: GenerationRequest, *, destinations: Sequence[Path] | None = None
+        self,
+        request: GenerationRequest,
+        *,
+        media: Media = NONE,
+        destinations: Sequence[Path] | None = None,
     ) -> JobView:
-        """Accept a job. `destinations` are absolute paths for its files, one per output.
+        """Accept a job. `media` are its input pictures, `destinations` absolute paths for its
+        files, one per output.
 
         Raises `Overloaded` or `InvalidRequest`; when it returns, the job is on disk.
         """
         # Shielded: a caller that goes away must not leave a committed row that nobody runs.
-        return await asyncio.shield(self._spawn(self._accept(request, destinations)))
+        return await asyncio.shield(self._spawn(self._accept(request, media, destinations)))
 
     async def job(self, job_id: str) -> JobView:
         """The job as it is now. Raises `NotFound`."""
@@ -166,6 +177,7 @@ class RequestManager:
         if process == SCHEDULER:
             self._groups.clear()
             await self._resubmit()
+            await self.models.repeat()
         elif process == OUTPUT:
             # All that have no file: the scheduler knows which of them had been handed over.
             lost = tuple(s for live in self._live.values() for s in live.missing())
@@ -193,7 +205,7 @@ class RequestManager:
     # -------------------------------------------------------------------------------- accepting
 
     async def _accept(
-        self, request: GenerationRequest, destinations: Sequence[Path] | None
+        self, request: GenerationRequest, media: Media, destinations: Sequence[Path] | None
     ) -> JobView:
         now = time.monotonic()
         etas = [eta for live in self._live.values() for eta in live.etas(now)]
@@ -201,10 +213,13 @@ class RequestManager:
             places = None if destinations is None else [str(path) for path in destinations]
             if places is None:
                 await self._db.run(partial(self.content_store.prepare, request.id))
+            if files := media.files(request.inputs):
+                await self._db.run(partial(self.content_store.keep, files))
             job = await self._db.call(JobStore.add, request, places)
             live = self._live[request.id] = LiveJob(job, ())
         view = live.view()
         await self._dispatch(live)
+        await self.models.want(request.model)
         return view
 
     async def _dispatch(self, live: LiveJob) -> None:
@@ -214,6 +229,7 @@ class RequestManager:
 
     async def _resubmit(self) -> None:
         """A new attempt of everything unfinished; what older attempts still send is stale."""
+        await self._channels.send(m.Attach())
         jobs = await self._db.call(JobStore.next_attempt)
         for job in jobs:  # all of them before the next await, in which some may end
             if (live := self._live.get(job.request.id)) is not None:
@@ -222,14 +238,14 @@ class RequestManager:
                 self._live[job.request.id] = LiveJob(job, self._absolute(job.outputs))
         for job in jobs:
             live = self._live.get(job.request.id)
-            if live is not None and job.request.model != self.card.name:
-                text = f"The server was started again with the model {self.card.name}."
+            if live is not None and job.request.model not in self.cards:
+                text = f"The server was started again with {', '.join(self.cards)}."
                 await self._end(job.request.id, Status.FAILED, "model_not_served", text)
             elif live is not None:
                 if live.destinations is None:
                     await self._db.run(partial(self.content_store.prepare, job.request.id))
                 await self._dispatch(live)
-        await self._channels.send(m.Attach())
+                await self.models.want(job.request.model)
 
     # ------------------------------------------------------------------ what the scheduler says
 
@@ -247,8 +263,44 @@ class RequestManager:
                         self.plans(message)
                 case m.GroupStatus():
                     self._groups[message.group] = message
+                    if message.ready:
+                        await self.models.serves(message.model)
+                case m.Drained():
+                    await self.models.drained(message.model)
                 case m.Load():
                     self.load = message
+
+    async def _hear_supervisor(self) -> None:
+        async for message in self._channels.from_supervisor():
+            await self.models.hear(message)
+            if message.state == "failed":
+                await self._fail_all(message.model, message.detail)
+
+    async def _fail_all(self, model: str, detail: str) -> None:
+        """A model cannot be loaded: nobody who waits for it needs to wait any longer."""
+        text = f"The model {model} could not be loaded: {detail}"
+        for live in list(self._live.values()):
+            if live.request.model == model:
+                await self._end(live.request.id, Status.FAILED, "model_load_failed", text)
+
+    async def _send_model(self, message: m.Drain | m.LoadModel | m.UnloadModel) -> None:
+        if isinstance(message, m.Drain):
+            await self._channels.send(message)
+        else:
+            await self._channels.ask(message)
+
+    def card(self, name: str | None, output: Output | None = None) -> ModelCard:
+        """The card of a model; without a name, of the first that makes such an output.
+
+        Raises `ModelNotFound`.
+        """
+        if name is None:
+            able = [c for c in self.cards.values() if output is None or c.makes(output)]
+            return (able or list(self.cards.values()))[0]
+        if name not in self.cards:
+            known = ", ".join(f"'{known}'" for known in self.cards)
+            raise ModelNotFound(f"The model '{name}' does not exist; this server has {known}.")
+        return self.cards[name]
 
     def _progress(self, samples: Sequence[m.SampleProgress]) -> None:
         now, moved = time.monotonic(), set()
@@ -321,8 +373,8 @@ class RequestManager:
         if forget:
             await self._channels.send(m.Written(samples=tuple(forget)))
 
-    def _output(self, message: m.MediaReady) -> Output:
-        return Output(
+    def _output(self, message: m.MediaReady) -> Stored:
+        return Stored(
             sample=message.sample,
             path=self.content_store.stored(Path(message.path)),
             media_type=message.media_type,
@@ -368,6 +420,9 @@ class RequestManager:
         if (live := self._live.pop(job.request.id, None)) is None:
             return
         running = live.missing()
+        await self._db.run(
+            partial(self.content_store.forget, [p.path for p in job.request.inputs.pictures])
+        )
         live.topic.end(live.ended(job, self._absolute(job.outputs)))
         if running:
             await self._channels.send(m.Cancel(samples=running))
@@ -391,7 +446,7 @@ class RequestManager:
             return live.view()
         return ended_view(job, self._absolute(job.outputs))
 
-    def _absolute(self, outputs: Sequence[Output]) -> tuple[Output, ...]:
+    def _absolute(self, outputs: Sequence[Stored]) -> tuple[Stored, ...]:
         locate = self.content_store.located
         return tuple(msgspec.structs.replace(o, path=str(locate(o.path))) for o in outputs)
 

@@ -79,6 +79,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     even_shards: bool = False
     """Whether they must get equally many."""
 
+    def makes(self, output: Output) -> bool:
+        """Whether it makes pictures, or videos."""
+        return bool(set(TASKS[output]) & set(self.tasks))
+
     def tokens(self, sampling: Sampling, inputs: Inputs = NOTHING) -> int:
         """Transformer tokens of one forward of one sample: the cost model's unit."""
         time, rows, columns = self.patch
@@ -158,6 +162,15 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         if not {"width", "height"} & given.keys() and (size := self.size_for(task, inputs)):
             defaults["width"], defaults["height"] = size
         return fields.convert(Sampling, {**defaults, **given}, strict=strict)
+
+    def nearest(self, sampling: Sampling) -> dict[str, int]:
+        """The legal width, height and number of frames nearest to those of `sampling`."""
+        found = {}
+        for name in ("width", "height", "num_frames"):
+            legal: Range = getattr(self, name)
+            value: int = getattr(sampling, name)
+            found[name] = min(legal.nearest(value), key=lambda near: abs(near - value))
+        return found
 
     def _check_used(self, given: Mapping[str, Any], sampling: Sampling) -> None:
         """Raise `InvalidRequest` for a parameter without an effect, unless it asks for none."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from safelight.config import EngineConfig, Precision
-from safelight.errors import ConfigError
-from safelight.models.registry import load_capabilities, load_card, model_directory, read_json
+from safelight.config import EngineConfig, ModelConfig
+from safelight.models import checkpoint, sources
+from safelight.models.registry import load_capabilities, load_card, model_directory
 from safelight.parallel.layout import Capabilities, Layout
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_QUANTIZED = 1.0
+"""Bytes of an element in eight bits; scales are a few percent more."""
 _STREAMS = 10
 """Tensors of the hidden width that a transformer block holds at once: its input, the residual, the
 normalised, queries, keys, values, their rotated copies, and the attention's output."""
@@ -34,82 +35,54 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.weights.values()) + self.activations
 
 
-class _Tensor(msgspec.Struct):
-    shape: tuple[int, ...]
+def parameters(directory: Path, files: Mapping[str, Path] | None = None) -> dict[str, int]:
+    """Elements of the weights in safetensors files, by component. Raises `ConfigError`.
 
-
-def parameters(directory: Path) -> dict[str, int]:
-    """Elements of the weights in safetensors files, by component. Raises `ConfigError`."""
-    return {
-        folder.name: sum(map(_elements, files))
+    `files`: components whose weights are in one file elsewhere.
+    """
+    counts = {
+        folder.name: sum(map(_elements, found))
         for folder in sorted(directory.iterdir())
-        if folder.is_dir() and (files := _weight_files(folder))
+        if folder.is_dir()
+        and folder.name not in (files or {})
+        and (found := checkpoint.weight_files(folder))
     }
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """What is loaded of a component: its one file or those of its index, not those of variants,
-    which may lie beside them. Empty if it has no weights."""
-    for stem in ("model", "diffusion_pytorch_model"):
-        if (single := folder / f"{stem}.safetensors").is_file():
-            return [single]
-        if (index := folder / f"{stem}.safetensors.index.json").is_file():
-            shards = read_json(index).get("weight_map")
-            if not isinstance(shards, dict):
-                raise ConfigError(f"{index} has no weight_map.", param="model_path")
-            return [folder / str(name) for name in sorted(set(shards.values()))]
-    return []
+    return counts | {name: _elements(path) for name, path in (files or {}).items()}
 
 
 def _elements(path: Path) -> int:
-    """Elements in one file; its header is JSON behind a length of eight bytes (safetensors)."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            data = file.read(min(length, path.stat().st_size))
-        header = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        header.pop("__metadata__", None)
-        tensors = [msgspec.json.decode(entry, type=_Tensor) for entry in header.values()]
-    except OSError as failure:
-        raise ConfigError(f"Cannot read {path}: {failure.strerror}.") from failure
-    except (struct.error, ValueError, msgspec.DecodeError) as failure:
-        raise ConfigError(f"{path} is not a safetensors file: {failure}.") from failure
-    return sum(math.prod(tensor.shape) for tensor in tensors)
+    if checkpoint.is_gguf(path):
+        return sum(elements for _, elements, _ in checkpoint.gguf_tensors(path))
+    return sum(tensor.elements for tensor in checkpoint.safetensors_header(path).values())
 
 
 def footprint(config: EngineConfig, layout: Layout, *, cuda: bool) -> Footprint:
     """What a rank of `layout` needs. Raises `ConfigError` if there is no such model."""
     model = load_capabilities(config)
-    elements = parameters(model_directory(config.model.model_path))
-    precisions = _precisions(config, cuda)
+    files = sources.files(config.model)
+    elements = parameters(model_directory(config.model.model_path), files)
+    widths = _widths(config.model, cuda)
     weights = {}
     for component, count in elements.items():
         shared = layout.tp if component in model.encoder_heads else 1
-        # text_encoder_2 and its like are loaded as the first one is.
-        kind = "text_encoder" if component.startswith("text_encoder") else component
-        weights[component] = count * precisions.get(kind, precisions["default"]) // shared
-    return Footprint(weights=weights, activations=_activations(config, layout, model, precisions))
+        weights[component] = int(count * widths.get(component, widths["default"])) // shared
+        if (path := files.get(component)) is not None and checkpoint.is_gguf(path):
+            weights[component] = sum(size for _, _, size in checkpoint.gguf_tensors(path))
+    return Footprint(weights=weights, activations=_activations(config, layout, model, widths))
 
 
-def _precisions(config: EngineConfig, cuda: bool) -> dict[str, int]:
+def _widths(model: ModelConfig, cuda: bool) -> dict[str, float]:
     """Bytes of an element by component; `auto` as the loader reads it."""
-    transformer = _width(config.model.dit_precision, 2 if cuda else 4)
-    encoder = _width(config.model.text_encoder_precision, transformer)
-    return {
-        "transformer": transformer,
-        "text_encoder": encoder,
-        "vae": _width(config.model.vae_precision, 4),
-        "default": transformer,
-    }
-
-
-def _width(precision: Precision, default: int) -> int:
-    return default if precision == "auto" else _BYTES[precision]
+    precisions = sources.precisions(model, cuda=cuda)
+    widths: dict[str, float] = {name: _BYTES[precision] for name, precision in precisions.items()}
+    if model.quantization != "none":
+        widths |= {name: _QUANTIZED for name in widths if name.startswith("transformer")}
+    return {**widths, "activations": _BYTES[precisions["transformer"]]}
 
 
 def _activations(
-    config: EngineConfig, layout: Layout, model: Capabilities, precisions: Mapping[str, int]
+    config: EngineConfig, layout: Layout, model: Capabilities, widths: Mapping[str, float]
 ) -> int:
     card = load_card(msgspec.structs.replace(config, parallel=type(config.parallel)()))
     tokens = math.ceil(card.tokens(card.fill({})) / layout.sp)
-    return tokens * (_STREAMS * model.width + 2 * model.feed_forward) * precisions["transformer"]
+    return tokens * (_STREAMS * model.width + 2 * model.feed_forward) * int(widths["activations"])

@@ -1,23 +1,52 @@
-"""Device and precision of a model's parts."""
+"""Reading a model's components: from files that fit, in their precision, onto their device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from diffusers.hooks import apply_group_offloading
+from safetensors import SafetensorError
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from safelight.config import EngineConfig, ModelConfig, Precision
+from safelight.config import EngineConfig, ModelConfig
 from safelight.errors import ConfigError
+from safelight.models import checkpoint, quantized, sources
+from safelight.parallel import encoders
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.tensor import load_encoders
+from safelight.parallel.tensor import load_encoder
 
 P = TypeVar("P", bound=DiffusionPipeline)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+OnComponent = Callable[[str, int, int, int], None]
+"""Called before a component is read: its name, its place, how many there are, bytes of files."""
+
+_on_component: ContextVar[OnComponent | None] = ContextVar("on_component", default=None)
+_SHAPES = re.compile(
+    r"(?:because )?(?P<name>[\w.]+) (?:expected shape|has an expected shape of:?) "
+    r"(?:torch\.Size\()?[\[(](?P<expected>[\d, ]*)[\])]+.*?torch\.Size\(\[(?P<found>[\d, ]*)\]\)"
+)
+
+
+@contextmanager
+def reporting(on_component: OnComponent) -> Iterator[None]:
+    """Within it, `load_pipeline` says which component it reads."""
+    token = _on_component.set(on_component)
+    try:
+        yield
+    finally:
+        _on_component.reset(token)
 
 
 def load_pipeline(
@@ -26,21 +55,173 @@ def load_pipeline(
     """This rank's part of the pipeline in `directory`, on its device; safetensors only.
 
     Text encoders are shared out over the ranks as the mesh says. `components` replace those of the
-    directory.
+    directory. Raises `ConfigError` if the weights do not fit the configurations beside them.
     """
-    dtypes = dtypes_of(config.model, mesh.device)
-    shared = load_encoders(directory, mesh, dtypes["text_encoder"], mesh.device)
-    pipeline = kind.from_pretrained(
-        directory,
-        dtype=dtypes,
-        use_safetensors=True,
-        local_files_only=True,
-        **{**shared, **components},
-    )
+    loader = _Loader(directory, config.model, mesh)
+    loaded = {**loader.load(without=components), **components}
+    with _explained(directory, "the pipeline"):
+        pipeline: P = kind.from_pretrained(
+            directory,
+            dtype=loader.dtypes,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=config.model.trust_remote_code,
+            **loaded,
+        )
     place(pipeline.components, config.model, mesh.device)
     pipeline.set_progress_bar_config(disable=True)
-    loaded: P = pipeline
-    return loaded
+    return pipeline
+
+
+class _Loader:
+    """Reads the components that have weights, one by one: a pipeline's own `from_pretrained` says
+    neither where it is nor which weights the files lacked."""
+
+    def __init__(self, directory: Path, model: ModelConfig, mesh: Mesh) -> None:
+        self._directory = directory
+        self._model = model
+        self._mesh = mesh
+        self._files = sources.files(model)
+        self._shared, _ = encoders.survey(directory) if mesh.tp_mesh is not None else ({}, {})
+        self.dtypes = dtypes_of(model, mesh.device)
+
+    def load(self, *, without: Container[str]) -> dict[str, Any]:
+        """The components that have weights, by name; the others are the pipeline's business."""
+        found = [entry for entry in self._weighty() if entry[0] not in without]
+        report = _on_component.get()
+        loaded = {}
+        for place, (name, library, kind) in enumerate(found, start=1):
+            if report is not None:
+                report(name, place, len(found), self._bytes(name))
+            loaded[name] = self._component(name, _class(library, kind))
+        return loaded
+
+    def _weighty(self) -> Iterator[tuple[str, str, str]]:
+        index = checkpoint.read_json(self._directory / "model_index.json")
+        for name, library, kind in checkpoint.components(index):
+            custom = (self._directory / name / f"{library}.py").is_file()
+            if not custom and (name in self._files or self._weights(name)):
+                yield name, library, kind
+
+    def _weights(self, name: str) -> list[Path]:
+        if (path := self._files.get(name)) is not None:
+            return [path]
+        return checkpoint.weight_files(self._directory / name)
+
+    def _bytes(self, name: str) -> int:
+        return sum(path.stat().st_size for path in self._weights(name))
+
+    def _component(self, name: str, kind: Any) -> Any:
+        dtype = self.dtypes.get(name, self.dtypes["default"])
+        path = self._files.get(name)
+        folder = self._directory / name
+        with _explained(path or folder, name):
+            if path is not None:
+                model = quantized.single_file(kind, path, self._directory, name, dtype)
+            elif name in self._shared:
+                return load_encoder(self._directory, name, self._mesh, dtype, self._mesh.device)
+            else:
+                model = self._from_folder(name, kind, folder, dtype)
+        if name.startswith("transformer"):
+            quantized.store(model, self._model.quantization, dtype)
+        return model
+
+    def _from_folder(self, name: str, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+        options: dict[str, Any] = {}
+        if issubclass(kind, transformers.PreTrainedModel):
+            # Told of them with the report below, instead of an error that does not name them.
+            options["ignore_mismatched_sizes"] = True
+        elif name.startswith("transformer") and (
+            quantization := quantized.torchao(self._model.quantization)
+        ):
+            options["quantization_config"] = quantization
+        model, report = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+        _check(report, name, folder)
+        return model
+
+
+def _class(library: str, kind: str) -> Any:
+    """The class of a component, as a pipeline finds it."""
+    modules = diffusers.pipelines
+    module = getattr(modules, library) if hasattr(modules, library) else import_module(library)
+    found = getattr(module, kind, None)
+    if found is None:
+        raise ConfigError(f"{library} has no class {kind}, which model_index.json names.")
+    return found
+
+
+# ------------------------------------------------------------------------- weights that do not fit
+
+
+def _check(report: Mapping[str, Any], name: str, folder: Path) -> None:
+    """Refuse a model of which some weights were not in the files: they would be random."""
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        raise _misshapen(name, folder, key, list(expected), list(found))
+    if missing := sorted(report["missing_keys"]):
+        raise _lacking(name, folder, missing)
+
+
+def _misshapen(
+    name: str, folder: Path, key: str, expected: Sequence[int], found: Sequence[int]
+) -> ConfigError:
+    return ConfigError(
+        f"{_file(folder, key)}: {key} of {name} has the shape {_times(found)}, and its config.json "
+        f"means {_times(expected)}. Fetch both again: they are of different models.",
+        param="model_path",
+    )
+
+
+def _lacking(name: str, folder: Path, missing: Sequence[str]) -> ConfigError:
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return ConfigError(
+        f"The weights of {name} in {folder} lack {missing[0]}{more}, which its config.json "
+        "means to be there. Fetch both again: they are of different models.",
+        param="model_path",
+    )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape)) or "scalar"
+
+
+def _file(folder: Path, key: str) -> Path:
+    """The file that has the tensor, if it is there by this name."""
+    if folder.is_file():
+        return folder
+    files = checkpoint.weight_files(folder)
+    return next((path for path in files if key in checkpoint.safetensors_header(path)), folder)
+
+
+@contextmanager
+def _explained(path: Path, name: str) -> Iterator[None]:
+    """What diffusers, transformers and safetensors raise for files they cannot use, in one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as e:
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
+        if found := _SHAPES.search(str(e)):
+            expected, shape = (
+                [int(size) for size in found[part].split(",") if size.strip()]
+                for part in ("expected", "found")
+            )
+            raise _misshapen(name, path, found["name"], expected, shape) from e
+        reason = " ".join(str(e).split())
+        raise ConfigError(
+            f"{path} cannot be loaded as {name}: {reason:.300} Fetch it again, or check that it is "
+            "of this model.",
+            param="model_path",
+        ) from e
+
+
+# ----------------------------------------------------------------------------- device and precision
 
 
 def device_of(config: ModelConfig, local_rank: int = 0) -> torch.device:
@@ -91,26 +272,21 @@ def offload(module: torch.nn.Module, device: torch.device) -> None:
 def weight_bytes(components: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of parameters and buffers on this rank, by component."""
     return {
-        name: sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        name: sum(map(_held, (*module.parameters(), *module.buffers())))
         for name, module in components.items()
         if isinstance(module, torch.nn.Module)
     }
 
 
+def _held(tensor: torch.Tensor) -> int:
+    """Bytes; of a quantized tensor those of its parts, as it claims the size of what it stands for."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor.nbytes
+    parts, _ = tensor.__tensor_flatten__()
+    return sum(_held(getattr(tensor, part)) for part in parts)
+
+
 def dtypes_of(config: ModelConfig, device: torch.device) -> dict[str, torch.dtype]:
     """Precision by pipeline component, as `from_pretrained(dtype=...)` takes it."""
-    transformer = _dtype(
-        config.dit_precision, torch.bfloat16 if device.type == "cuda" else torch.float32
-    )
-    encoder = _dtype(config.text_encoder_precision, transformer)
-    return {
-        "transformer": transformer,
-        "transformer_2": transformer,
-        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"), encoder),
-        "vae": _dtype(config.vae_precision, torch.float32),
-        "default": transformer,
-    }
-
-
-def _dtype(precision: Precision, default: torch.dtype) -> torch.dtype:
-    return default if precision == "auto" else _DTYPES[precision]
+    found = sources.precisions(config, cuda=device.type == "cuda")
+    return {name: _DTYPES[precision] for name, precision in found.items()}

@@ -33,6 +33,26 @@ TRANSFORMERS = {
     "FluxTransformer2DModel": Transformer(),
     "Flux2Transformer2DModel": Transformer(),
     "LTXVideoTransformer3DModel": Transformer(plan=SequencePlan(masks_repeat=True), masks="always"),
+    # diffusers' own plan forgets the positions of the attention between video and sound. The sound
+    # stays whole: it has few tokens, seldom a number that ranks can share.
+    "LTX2VideoTransformer3DModel": Transformer(
+        plan=SequencePlan(
+            modules={
+                "": {
+                    "hidden_states": Split(1),
+                    "encoder_hidden_states": Split(1),
+                    "audio_encoder_hidden_states": Split(1),
+                    "encoder_attention_mask": Split(1),
+                    "audio_encoder_attention_mask": Split(1),
+                    "timestep": Split(1),
+                    "video_coords": Split(2),
+                },
+                "proj_out": Gather(1),
+            },
+            masks_repeat=True,
+        ),
+        masks="always",
+    ),
     "QwenImageTransformer2DModel": Transformer(masks="mixed"),
     "WanTransformer3DModel": Transformer(),
     # Image and text are refined apart and whole, then joined: there the split begins. The joined

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from safelight.builtin import builtin_model
-from safelight.config import EngineConfig
+from safelight.config import EngineConfig, ModelConfig
 from safelight.errors import ConfigError
+from safelight.models import hub
 from safelight.models.card import CardOverrides, ModelCard
 from safelight.parallel import providers, vaes
 from safelight.parallel.layout import Capabilities, check, complete
@@ -26,8 +27,25 @@ if TYPE_CHECKING:
     from safelight.parallel.mesh import Mesh
 
 FAMILIES = {
+    "Flux2KleinPipeline": "safelight.models.flux2",
+    "Flux2Pipeline": "safelight.models.flux2",
+    "FluxFillPipeline": "safelight.models.flux",
+    "FluxKontextPipeline": "safelight.models.flux",
     "FluxPipeline": "safelight.models.flux",
+    "HunyuanVideo15ImageToVideoPipeline": "safelight.models.hunyuan_video15",
+    "HunyuanVideo15Pipeline": "safelight.models.hunyuan_video15",
+    "LTX2ImageToVideoPipeline": "safelight.models.ltx2",
+    "LTX2Pipeline": "safelight.models.ltx2",
+    "WanImageToVideoPipeline": "safelight.models.wan",
     "WanPipeline": "safelight.models.wan",
+    "QwenImageEditInpaintPipeline": "safelight.models.qwen_image",
+    "QwenImageEditPipeline": "safelight.models.qwen_image",
+    "QwenImageEditPlusPipeline": "safelight.models.qwen_image",
+    "QwenImageImg2ImgPipeline": "safelight.models.qwen_image",
+    "QwenImageInpaintPipeline": "safelight.models.qwen_image",
+    "QwenImagePipeline": "safelight.models.qwen_image",
+    "StableDiffusion3Pipeline": "safelight.models.sd3",
+    "ZImagePipeline": "safelight.models.z_image",
 }
 """Pipeline class in `model_index.json` -> family package."""
 
@@ -47,10 +65,16 @@ def model_directory(model_path: str) -> Path:
         except ValueError as failure:
             raise ConfigError(str(failure), param="model_path") from failure
     directory = Path(model_path).expanduser().resolve()
+    if not directory.is_dir() and hub.is_id(model_path):
+        raise ConfigError(
+            f"'{model_path}' is no directory. If it is a model on the hub, fetch it with "
+            f"'safelight pull {model_path}'.",
+            param="model_path",
+        )
     if not (directory / "model_index.json").is_file():
         raise ConfigError(
             f"'{model_path}' is not a diffusers pipeline: there is no model_index.json in it. Give "
-            "the directory that save_pretrained wrote, or builtin:shapes.",
+            "the directory that save_pretrained wrote, a hub id (org/name), or builtin:shapes.",
             param="model_path",
         )
     return directory
@@ -114,6 +138,30 @@ def load_card(config: EngineConfig) -> ModelCard:
     card = overrides.apply(card)
     even = layout.even or config.parallel.sequence_parallel_backend == "xfuser"
     return msgspec.structs.replace(card, shards=layout.sp, even_shards=even)
+
+
+def load_cards(config: EngineConfig) -> tuple[EngineConfig, dict[str, ModelCard]]:
+    """The cards of all models by name, and the configuration with the models called so.
+
+    Raises `ConfigError` if one of them cannot run as configured.
+    """
+    cards = [load_card(config.of(entry.name)) for entry in config.entries]
+    names = [card.name for card in cards]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two models have one name ({', '.join(names)}): give each its own.")
+    entries = tuple(
+        msgspec.structs.replace(entry, name=name, model=_called(entry.model, name))
+        for entry, name in zip(config.entries, names, strict=True)
+    )
+    if config.served:
+        config = msgspec.structs.replace(config, served=entries)
+    else:
+        config = msgspec.structs.replace(config, model=entries[0].model)
+    return config, dict(zip(names, cards, strict=True))
+
+
+def _called(model: ModelConfig, name: str) -> ModelConfig:
+    return msgspec.structs.replace(model, served_model_name=name)
 
 
 def _check_backend(config: EngineConfig, model: Capabilities) -> None:

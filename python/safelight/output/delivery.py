@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.errors import GenerationFailed, SafelightError
 from safelight.output import images, video, writing
-from safelight.output.frames import SharedFrames
+from safelight.output.frames import SharedFrames, SharedSound, open_frames, open_sound
 from safelight.request import Delivery
 from safelight.wire.messages import Frames, FromOutput, MediaFailed, MediaReady
 
 
-def deliver(message: Frames, frames: SharedFrames, encoder: video.Encoder) -> FromOutput:
-    """Encode and write; closes `frames`. Failures become `MediaFailed`, nothing is raised."""
+@dataclass(frozen=True)
+class Material:
+    """What one file is made of; open."""
+
+    frames: SharedFrames
+    sound: SharedSound | None
+    opened: ExitStack
+    """Closes both."""
+
+
+def open_material(message: Frames) -> Material:
+    """The shared memory that a message names; pictures have no use for its sound.
+
+    Raises `GenerationFailed`, with nothing left open, if some of it is wrong or gone.
+    """
+    with ExitStack() as stack:
+        frames = stack.enter_context(open_frames(message.memory, message.shape))
+        sound = None
+        if message.sound is not None and message.delivery.format == "mp4":
+            sound = stack.enter_context(open_sound(message.sound))
+        return Material(frames, sound, stack.pop_all())
+
+
+def deliver(message: Frames, material: Material, encoder: video.Encoder) -> FromOutput:
+    """Encode and write; closes `material`. Failures become `MediaFailed`, nothing is raised."""
     try:
-        with frames:
-            return _write(message, frames, encoder)
+        with material.opened:
+            return _write(message, material, encoder)
     except SafelightError as failure:
         return failed(message.sample, message.attempt, failure)
 
@@ -25,14 +50,17 @@ def failed(sample: str, attempt: int, failure: SafelightError) -> MediaFailed:
     return MediaFailed(sample=sample, attempt=attempt, code=code, message=failure.message)
 
 
-def _write(message: Frames, frames: SharedFrames, encoder: video.Encoder) -> MediaReady:
-    delivery = message.delivery
+def _write(message: Frames, material: Material, encoder: video.Encoder) -> MediaReady:
+    delivery, frames = message.delivery, material.frames
     path = _path(delivery)
     count, height, width, _ = frames.shape
     if delivery.format == "mp4":
         width, height = video.even_size(frames)
         media_type = video.MEDIA_TYPE
-        file = writing.write(path, lambda to: encoder.encode(frames, to, fps=delivery.fps))
+        file = writing.write(
+            path,
+            lambda to: encoder.encode(frames, to, fps=delivery.fps, sound=material.sound),
+        )
     else:
         media_type = images.MEDIA_TYPES[delivery.format]
         file = writing.write(path, lambda to: _picture(frames, to, delivery))

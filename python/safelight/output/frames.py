@@ -1,37 +1,29 @@
-"""Finished frames in shared memory: checked before they are touched, never copied here.
-
-A descriptor is believed only after the kernel has confirmed it: a mapping that is longer than its
-file kills the process that reads past the end (SIGBUS), so the size is compared first.
-"""
+"""Finished frames and their sound in shared memory, within bounds."""
 
 from __future__ import annotations
 
 import mmap
-import os
-import stat
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safelight.errors import GenerationFailed
-from safelight.wire.messages import FRAMES_LOST
+from safelight.output.memory import Shared, open_memory
+from safelight.wire.messages import Sound
 
 MAX_FRAMES = 4096
 MAX_SIDE = 8192  # pixels; the bounds of `request.Sampling`
+MAX_CHANNELS = 2
+MIN_RATE, MAX_RATE = 8_000, 96_000  # Hz; what AAC has
 
 Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class SharedFrames:
-    """Open uint8 frames of `shape` [T, H, W, 3], C order. A context manager that closes them.
+class SharedFrames(Shared):
+    """Open uint8 frames of `shape` [T, H, W, 3], C order."""
 
-    Holding the descriptor keeps the pixels alive after the rank that made them is gone.
-    """
-
-    fd: int
     shape: Shape
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -40,16 +32,14 @@ class SharedFrames:
         mapping = mmap.mmap(self.fd, count, prot=mmap.PROT_READ)
         return np.frombuffer(mapping, np.uint8, count).reshape(self.shape)
 
-    def __enter__(self) -> SharedFrames:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self.fd)
+@dataclass(frozen=True)
+class SharedSound(Shared):
+    """Open float32 samples in [-1, 1], C order: all channels of one moment together."""
+
+    channels: int
+    sample_rate: int
+    """Hz"""
 
 
 def open_frames(memory: str, shape: Shape) -> SharedFrames:
@@ -59,36 +49,26 @@ def open_frames(memory: str, shape: Shape) -> SharedFrames:
     `bad_frames` if they cannot be opened otherwise, if the shape is out of bounds, or if it is not
     what the memory holds.
     """
-    expected = _nbytes(shape)
-    fd = _open(memory)
-    problem = _problem(os.fstat(fd), expected)
-    if problem:
-        os.close(fd)
-        raise GenerationFailed(f"Frames of shape {list(shape)} {problem}.", code="bad_frames")
-    return SharedFrames(fd, shape)
+    nbytes = _nbytes(shape)
+    return SharedFrames(open_memory(memory, nbytes, f"Frames of shape {list(shape)}"), shape)
 
 
-def _open(memory: str) -> int:
-    if "\0" in memory:
-        raise GenerationFailed("The frames' path holds a NUL.", code="bad_frames")
-    try:
-        # O_NONBLOCK: a path that turns out to be a FIFO must not stop the process.
-        return os.open(memory, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as failure:
-        # Gone with its rank, and to be made again; anything else would go wrong again.
-        gone = isinstance(failure, FileNotFoundError | ProcessLookupError)
+def open_sound(sound: Sound) -> SharedSound:
+    """The sound behind a descriptor. Raises what `open_frames` raises."""
+    samples, channels = sound.shape
+    what = f"Samples of shape {list(sound.shape)} at {sound.sample_rate} Hz"
+    rate = MIN_RATE <= sound.sample_rate <= MAX_RATE
+    # No longer than the longest video, of one frame a second.
+    if not (
+        rate and 1 <= samples <= MAX_FRAMES * sound.sample_rate and 1 <= channels <= MAX_CHANNELS
+    ):
         raise GenerationFailed(
-            f"The frames at {memory} cannot be opened: {failure.strerror}.",
-            code=FRAMES_LOST if gone else "bad_frames",
-        ) from failure
-
-
-def _problem(status: os.stat_result, expected: int) -> str | None:
-    if not stat.S_ISREG(status.st_mode):
-        return "are not in shared memory or a file"
-    if status.st_size != expected:
-        return f"need {expected} bytes, the memory has {status.st_size}"
-    return None
+            f"{what}: [samples, channels] of up to {MAX_FRAMES} s in 1 to {MAX_CHANNELS} channels, "
+            f"at {MIN_RATE} to {MAX_RATE} Hz, is needed.",
+            code="bad_frames",
+        )
+    fd = open_memory(sound.memory, samples * channels * 4, what)
+    return SharedSound(fd, channels, sound.sample_rate)
 
 
 def _nbytes(shape: Shape) -> int:

@@ -19,8 +19,7 @@ import zmq
 from safelight import log
 from safelight.errors import GenerationFailed, SafelightError, WireError
 from safelight.output import video
-from safelight.output.delivery import deliver, failed
-from safelight.output.frames import open_frames
+from safelight.output.delivery import deliver, failed, open_material
 from safelight.wire import codec, links
 from safelight.wire.child import Child
 from safelight.wire.messages import Frames, FromOutput, MediaFailed, MediaReady, Stop
@@ -100,12 +99,12 @@ class OutputProcess:
     def _accept(self, message: Frames) -> None:
         try:
             # Opened now, not in the pool: the descriptor outlives the rank, its path does not.
-            frames = open_frames(message.memory, message.shape)
+            material = open_material(message)
         except GenerationFailed as failure:
             self._send(failed(message.sample, message.attempt, failure))
             return
         self._pending += 1
-        future = self._pool.submit(deliver, message, frames, self._encoder)
+        future = self._pool.submit(deliver, message, material, self._encoder)
         future.add_done_callback(lambda done: self._deliver_result(message, done))
 
     def _deliver_result(self, message: Frames, done: Future[FromOutput]) -> None:

@@ -1,6 +1,8 @@
-"""Frames to MP4: H.264, yuv420p, playable while it loads, through imageio-ffmpeg's ffmpeg.
+"""Frames to MP4: H.264, yuv420p, playable while it loads, through imageio-ffmpeg's ffmpeg; sound
+becomes its AAC track.
 
-ffmpeg reads the shared memory itself, as its standard input: no pixel passes through Python.
+ffmpeg reads the shared memory itself, frames as its standard input and sound from a descriptor it
+inherits: no pixel passes through Python.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import imageio_ffmpeg
 
 from safelight.errors import GenerationFailed
 from safelight.output import writing
-from safelight.output.frames import SharedFrames
+from safelight.output.frames import SharedFrames, SharedSound
 
 MEDIA_TYPE = "video/mp4"
 
@@ -33,6 +35,7 @@ _TO_YUV = (
     ":flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p"
     ",setparams=color_primaries=bt709:color_trc=bt709"
 )
+_AUDIO_BIT_RATE = "192k"
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
@@ -44,15 +47,19 @@ class Encoder:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def encode(self, frames: SharedFrames, target: Path, *, fps: int) -> None:
+    def encode(
+        self, frames: SharedFrames, target: Path, *, fps: int, sound: SharedSound | None = None
+    ) -> None:
         """Write `frames` to `target`, a video of `even_size(frames)`.
 
         Every frame is kept and lasts 1/fps seconds. yuv420p needs even sides: an odd one is made
-        even by repeating its last row or column. Raises `GenerationFailed` with ffmpeg's last
-        words.
+        even by repeating its last row or column. `sound` is cut, or goes on in silence, to the
+        length of the video. Raises `GenerationFailed` with ffmpeg's last words.
         """
-        os.lseek(frames.fd, 0, os.SEEK_SET)
-        status, words = self._run(command(frames, target, fps), frames.fd)
+        inherited = () if sound is None else (sound.fd,)
+        for fd in (frames.fd, *inherited):
+            os.lseek(fd, 0, os.SEEK_SET)
+        status, words = self._run(command(frames, target, fps, sound), frames.fd, inherited)
         if status != 0:
             raise _failure(status, words, target)
 
@@ -63,7 +70,7 @@ class Encoder:
             for process in self._running:
                 process.kill()
 
-    def _run(self, arguments: list[str], stdin: int) -> tuple[int, str]:
+    def _run(self, arguments: list[str], stdin: int, inherited: tuple[int, ...]) -> tuple[int, str]:
         """Exit status and standard error."""
         with self._lock:
             if self._stopped:
@@ -73,6 +80,7 @@ class Encoder:
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                pass_fds=inherited,
             )
             self._running.add(process)
         try:
@@ -89,19 +97,45 @@ def even_size(frames: SharedFrames) -> tuple[int, int]:
     return width + width % 2, height + height % 2
 
 
-def command(frames: SharedFrames, target: Path, fps: int) -> list[str]:
+def command(
+    frames: SharedFrames, target: Path, fps: int, sound: SharedSound | None = None
+) -> list[str]:
     """The ffmpeg command line."""
     count, height, width, _ = frames.shape
     threads = min(_MAX_THREADS, 1 + count * height * width // _PIXELS_PER_THREAD)
     return [
         executable(), "-hide_banner", "-loglevel", "error", "-nostats", "-y",
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}",
-        "-framerate", str(fps), "-i", "pipe:0",
-        "-vf", _filters(frames), "-fps_mode", "passthrough", "-frames:v", str(count), "-an",
+        "-framerate", str(fps), "-i", "pipe:0", *_heard(sound),
+        "-vf", _filters(frames), "-fps_mode", "passthrough", "-frames:v", str(count),
+        *_audio(sound, count, fps),
         "-c:v", "libx264", "-preset", _PRESET, "-crf", _CRF, "-threads", str(threads),
         "-movflags", "+faststart", "-fflags", "+bitexact", "-flags:v", "+bitexact",
         "-f", "mp4", str(target),
     ]  # fmt: skip
+
+
+def _heard(sound: SharedSound | None) -> list[str]:
+    """The input that sound is."""
+    if sound is None:
+        return []
+    layout = "mono" if sound.channels == 1 else "stereo"
+    return [
+        *("-f", "f32le", "-ar", str(sound.sample_rate), "-ch_layout", layout),
+        *("-i", f"pipe:{sound.fd}"),
+    ]
+
+
+def _audio(sound: SharedSound | None, frames: int, fps: int) -> list[str]:
+    """What becomes of it: AAC, as many samples as the video is long."""
+    if sound is None:
+        return ["-an"]
+    samples = round(frames * sound.sample_rate / max(1, fps))  # ffmpeg refuses a rate of 0 itself
+    length = f"apad=whole_len={samples},atrim=end_sample={samples}"
+    return [
+        *("-map", "0:v", "-map", "1:a", "-af", length),
+        *("-c:a", "aac", "-b:a", _AUDIO_BIT_RATE, "-flags:a", "+bitexact"),
+    ]
 
 
 def _filters(frames: SharedFrames) -> str:

@@ -69,9 +69,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(parts)
 
 
-def threads(configured: int, cores: int, layout: Layout) -> int:
+def threads(configured: int, cores: int, ranks: int) -> int:
     """Torch threads of a rank on the CPU: as configured, else an equal share of the cores."""
-    return configured or max(1, cores // layout.num_gpus)
+    return configured or max(1, cores // ranks)
 
 
 AXES = ("spare", "cfg", "ring", "ulysses")

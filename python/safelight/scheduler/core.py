@@ -114,6 +114,8 @@ class Core:
     # ------------------------------------------------------------------ from the request manager
 
     def _attach(self, message: m.Attach, now: float) -> None:
+        for lane in self.lanes.values():  # a new manager knows nothing of what an old one wanted
+            lane.resume()
         for group in self.groups.values():
             self._tell(group.status())
         self._tell_load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safelight.errors import InvalidRequest, NotFound
@@ -36,6 +37,21 @@ class ContentStore:
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.glob(".safelight-*.part"):
             left.unlink(missing_ok=True)
+
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Write input pictures, by their stored names; durable when it returns."""
+        for name, data in files.items():
+            path = self.located(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove input pictures that are of no more use."""
+        for name in names:
+            self.discard(self.located(name))
 
     def stored(self, path: Path) -> str:
         """How the database names `path`: relative if it is under the root, else absolute."""

@@ -73,7 +73,7 @@ MEDIA = Link("media", messages.FromOutput, messages.Stop)
 CONTROL = Link("control", messages.ToSupervisor, messages.FromSupervisor)
 
 MANAGER = "manager"
-"""Identity of the request manager on the `requests` link."""
+"""Identity of the request manager on the `requests` and `control` links."""
 
 
 def rank_identity(group: int, rank: int) -> str:

@@ -158,9 +158,7 @@ class Load(Message, frozen=True):
     """Predicted seconds of work for everything accepted."""
 
 
-FromScheduler = (
-    Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Drained | Load
-)
+FromScheduler = Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Drained | Load
 
 
 # --------------------------------------------------------------------------- scheduler and ranks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from safelight.errors import SafelightError
@@ -13,6 +14,7 @@ from safelight.wire.child import Child, arguments
 if TYPE_CHECKING:
     import torch
 
+    from safelight.config import ParallelConfig
     from safelight.parallel.mesh import Mesh
 
 
@@ -27,24 +29,27 @@ def main() -> None:
     import torch
 
     _quiet()
-    from safelight.models.loading import device_of
+    from safelight.models.loading import device_of, reporting
     from safelight.models.registry import load_card, load_family
     from safelight.worker.loop import RankLoop
     from safelight.worker.warmup import warm_up
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config = child.config
+    config = child.config.of(os.environ["SAFELIGHT_MODEL"])
     try:
         device = device_of(config.model, int(os.environ["LOCAL_RANK"]))
-        mesh = _mesh(child, device, world_size)
+        mesh = _mesh(child, config.parallel, device, world_size)
         child.starting("loading the model")
-        family = load_family(config, mesh)
+        begun = time.monotonic()
+        with reporting(partial(_component, child)):
+            family = load_family(config, mesh)
         loaded = time.monotonic()
         child.starting("warming up")
         timings = warm_up(family, load_card(config), mesh)
-        loop = RankLoop(child, group, mesh, family)
+        loop = RankLoop(child, group, mesh, family, config.model_name)
         ranks = f"{world_size} ranks, " if world_size > 1 else ""
-        child.ready(f"{ranks}{torch.get_num_threads()} threads, {family.describe()}")
+        size = f"{sum(family.weights().values()) / 1e9:.3g} GB of weights in {loaded - begun:.1f} s"
+        child.ready(f"{ranks}{torch.get_num_threads()} threads, {family.describe()}, {size}")
         loop.run(loaded - started, timings)
     except SafelightError as failure:
         raise SystemExit(f"{name}: {failure}") from failure
@@ -56,7 +61,11 @@ def main() -> None:
     os._exit(0)
 
 
-def _mesh(child: Child, device: torch.device, world_size: int) -> Mesh:
+def _component(child: Child, name: str, place: int, count: int, size: int) -> None:
+    child.starting(f"loading {name} {place}/{count} ({size / 1e9:.3g} GB)")
+
+
+def _mesh(child: Child, parallel: ParallelConfig, device: torch.device, world_size: int) -> Mesh:
     """The group's ranks along their axes, met over the loopback interface."""
     import torch
 
@@ -68,7 +77,6 @@ def _mesh(child: Child, device: torch.device, world_size: int) -> Mesh:
     if world_size == 1:
         return mesh.Mesh.single(device)
     child.starting("meeting the other ranks")
-    parallel = child.config.parallel
     meeting = os.environ["SAFELIGHT_RENDEZVOUS"]
     mesh.join(device, meeting, int(os.environ["RANK"]), world_size, parallel.collective_timeout)
     created = mesh.Mesh.create(complete(parallel), device)

@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 class RankLoop:
     """Owns the rank's sockets and the shared memory of delivered frames."""
 
-    def __init__(self, child: Child, group: int, mesh: Mesh, family: Family) -> None:
+    def __init__(
+        self, child: Child, group: int, mesh: Mesh, family: Family, model: str = ""
+    ) -> None:
+        """`model` is the name it is served by."""
         self._group = group
+        self._model = model
         self._mesh = mesh
         self._family = family
         identity = links.rank_identity(group, mesh.rank)
@@ -89,6 +93,7 @@ class RankLoop:
                 timings=timings,
                 weights=self._family.weights(),
                 device=str(self._mesh.device),
+                model=self._model,
             )
         )
 

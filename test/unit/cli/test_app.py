@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fakes.engine_peer import CARD
 from safelight import __version__
 from safelight.cli import app, serve
 from safelight.cli.display import Startup
@@ -111,20 +112,20 @@ def test_errors_that_are_no_usage_errors_have_status_1(
 
 
 def test_the_example_is_a_request_to_paste() -> None:
-    text = serve.example("http://127.0.0.1:3", "shapes", with_key=False)
+    text = serve.example("http://127.0.0.1:3", CARD, with_key=False)
     assert text.startswith("curl http://127.0.0.1:3/v1/videos")
     assert "Authorization" not in text
-    assert "Authorization: Bearer" in serve.example("http://h", "shapes", with_key=True)
+    assert "Authorization: Bearer" in serve.example("http://h", CARD, with_key=True)
 
 
 @pytest.mark.parametrize("width", [40, 200])
 def test_the_announcement_can_be_copied_and_keeps_the_key(width: int) -> None:
     console = Console(width=width, highlight=False, markup=False)
-    announcer = serve.Announcer(console, Startup(console), build({"api_key": "hush"}), "shapes")
+    announcer = serve.Announcer(console, Startup(console), build({"api_key": "hush"}), [CARD])
     with console.capture() as shown:
         announcer("workers-0", "ready: cpu")
         announcer("entrypoint", "ready: http://127.0.0.1:3")
     text = shown.get()
-    assert serve.example("http://127.0.0.1:3", "shapes", with_key=True) in text
+    assert serve.example("http://127.0.0.1:3", CARD, with_key=True) in text
     assert text.count("address") == 1
     assert "hush" not in text

@@ -32,7 +32,8 @@ def test_one_frame_is_a_png(tmp_path: Path) -> None:
 
 def test_a_picture_s_name_asks_for_one_frame() -> None:
     work = plan(output_file_name="a.jpg")
-    assert (work.format, work.sampling) == ("jpeg", {"num_frames": 1})
+    assert work.format == "jpeg"
+    assert [path.name for paths in work.destinations for path in paths] == ["a.jpg"]
 
 
 def test_a_name_that_does_not_fit_is_refused() -> None:

@@ -54,8 +54,7 @@ def test_a_bug_is_an_envelope_without_a_trace(shared: stack.Stack) -> None:
         def readiness(self) -> str:
             raise ZeroDivisionError("secret detail")
 
-    config, card = configuration.build({}), shared.manager.card
-    app = create_app(Broken(), config, card)  # type: ignore[arg-type]
+    app = create_app(Broken(), configuration.build({}))  # type: ignore[arg-type]
     answer = TestClient(app, raise_server_exceptions=False).get("/health/ready")
     assert answer.status_code == 500
     failure = answer.json()["error"]

@@ -106,7 +106,7 @@ def test_the_length_is_told_when_it_was_not_asked_for(client: httpx2.Client) -> 
         ({"size": "1280x720"}, "size", "32 to 128"),
         ({"num_frames": 8}, "num_frames", "Nearest: 5 or 9"),
         ({"n": 2}, "n", "got 2"),
-        ({"input_reference": {"file_id": "f"}}, "input_reference", "not supported"),
+        ({"input_reference": {"file_id": "f"}}, "input_reference", "image_url"),
         ({"model": "sora-2"}, "model", "sora-2"),
         ({"extra_body": [1]}, "extra_body", "object"),
     ],

@@ -198,7 +198,7 @@ def test_a_restart_serves_the_urls_it_gave(tmp_path: Path) -> None:
         ({"output_compression": 101}, "output_compression", "101"),
         ({"priority": 1000}, "priority", "-100 to 100"),
         ({"stream": True}, "stream", "not supported"),
-        ({"mask": "x"}, "mask", "not supported"),
+        ({"mask": "x"}, "mask", "neither an upload"),
     ],
 )
 def test_wrong_fields_are_named(

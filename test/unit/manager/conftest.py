@@ -35,8 +35,9 @@ class Lab:
         self.managers: list[RequestManager] = []
 
     async def manager(self, *, card: Any = CARD, **settings: Any) -> RequestManager:
-        config = configuration.build({"data_dir": str(self.data), **settings})
-        manager = RequestManager(config, card, self.run_dir)
+        named = {"served_model_name": card.name, "data_dir": str(self.data)}
+        config = configuration.build({**named, **settings})
+        manager = RequestManager(config, {card.name: card}, self.run_dir)
         await manager.start()
         self.managers.append(manager)
         return manager

@@ -165,5 +165,5 @@ def test_the_first_device_of_a_rank_is_set_by_number(monkeypatch: pytest.MonkeyP
     """torch takes no device without one."""
     chosen: list[int] = []
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
-    worker._mesh(None, torch.device("cuda"), 1)  # type: ignore[arg-type]
+    worker._mesh(None, None, torch.device("cuda"), 1)  # type: ignore[arg-type]
     assert chosen == [0]

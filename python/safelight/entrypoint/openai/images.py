@@ -10,13 +10,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from safelight import log
+from safelight.config import EngineConfig
 from safelight.entrypoint import schema
-from safelight.entrypoint.context import Card, Config, Manager, ParsedBody
+from safelight.entrypoint.body import Body
+from safelight.entrypoint.context import Config, Manager, ParsedBody
+from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
 from safelight.entrypoint.openai import parsing
-from safelight.errors import GenerationFailed, JobCancelled, NotFound
+from safelight.errors import GenerationFailed, InvalidRequest, JobCancelled, NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
+from safelight.manager.media import Media
 from safelight.request import TASKS
 from safelight.store.jobs import Output
 from safelight.store.tables import Status
@@ -33,12 +37,33 @@ router = APIRouter(prefix="/images", tags=["images"], responses=schema.ERRORS)
     response_model_exclude_unset=True,
     openapi_extra={"requestBody": schema.request_body(schema.ImageBody)},
 )
-async def generate(
-    body: ParsedBody, manager: Manager, config: Config, card: Card, http: Request
-) -> Any:
+async def generate(body: ParsedBody, manager: Manager, config: Config, http: Request) -> Any:
     """Generate images and answer when they are there. A client that leaves cancels the job."""
-    request, asked = parsing.image_request(body, card, config.server.max_outputs)
-    await manager.submit(request)
+    found = await media_of(body, config.server.max_input_pixels)
+    return await _make(body, found, manager, config, http)
+
+
+@router.post(
+    "/edits",
+    response_model=schema.ImagesResponse,
+    response_model_exclude_unset=True,
+    openapi_extra={"requestBody": schema.request_body(schema.ImageEditBody)},
+)
+async def edit(body: ParsedBody, manager: Manager, config: Config, http: Request) -> Any:
+    """Make images from one or several input images and a prompt; with a mask, only where it is
+    transparent (or white, if it is opaque) is anything changed."""
+    found = await media_of(body, config.server.max_input_pixels)
+    if not found.images:
+        raise InvalidRequest("'image' is missing: send the picture to edit.", param="image")
+    return await _make(body, found, manager, config, http)
+
+
+async def _make(
+    body: Body, found: Media, manager: RequestManager, config: EngineConfig, http: Request
+) -> Any:
+    limit = config.server.max_outputs
+    request, asked = parsing.image_request(body, found, manager.card, limit)
+    await manager.submit(request, media=found)
     view = await _finished(manager, request.id, http)
     if view is None:
         return Response(status_code=CLIENT_CLOSED)

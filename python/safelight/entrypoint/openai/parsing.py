@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,11 +12,13 @@ import msgspec
 
 from safelight import fields
 from safelight.entrypoint.body import Body
+from safelight.entrypoint.inputs import IMAGES, MASK
 from safelight.entrypoint.schema import ImageBody, VideoBody
-from safelight.errors import InvalidRequest, ModelNotFound
+from safelight.errors import InvalidRequest
 from safelight.manager.building import build_request
+from safelight.manager.media import Media
 from safelight.models.card import ModelCard
-from safelight.request import GenerationRequest, Sampling
+from safelight.request import GenerationRequest, Output, Sampling
 
 B = TypeVar("B", VideoBody, ImageBody)
 T = TypeVar("T")
@@ -40,18 +42,20 @@ MEANINGFUL = frozenset(
     {
         "characters",
         "frame_count",
-        "image",
-        "images",
-        "input_reference",
-        "mask",
         "stream",
         "svg",
     }
 )
 """Ignoring one of these would give the client something else than it asked for."""
 
+PICTURES = frozenset({*IMAGES, MASK})
+"""Fields that `inputs.media_of` reads."""
+
 _SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 _SAMPLING = frozenset(field.name for field in fields.declared(Sampling))
+
+Choose = Callable[[str | None, Output | None], ModelCard]
+"""The card of the model that is meant. Raises `ModelNotFound`."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class _Parts(Generic[B]):
     """`warnings`, and what the answer echoes."""
 
 
-def video_request(body: Body, card: ModelCard) -> GenerationRequest:
+def video_request(body: Body, media: Media, choose: Choose) -> GenerationRequest:
     """Raises `RequestError` naming the field."""
-    parts = _split(body, VideoBody, card)
+    parts = _split(body, VideoBody)
+    card = choose(parts.own.model, "video")
     sampling, extra = parts.sampling, parts.extra
     if parts.own.seconds is not None:
         extra["seconds"] = str(parts.own.seconds)
@@ -77,7 +82,9 @@ def video_request(body: Body, card: ModelCard) -> GenerationRequest:
             sampling,
             strict=body.strict,
             output="video",
+            media=media,
             priority=parts.own.priority,
+            round_size=parts.own.round_size,
             extra=extra,
         )
     except InvalidRequest as failure:
@@ -85,11 +92,15 @@ def video_request(body: Body, card: ModelCard) -> GenerationRequest:
 
 
 def image_request(
-    body: Body, card: ModelCard, max_outputs: int
+    body: Body, media: Media, choose: Choose, max_outputs: int
 ) -> tuple[GenerationRequest, ImageBody]:
     """Raises `RequestError` naming the field."""
-    parts = _split(body, ImageBody, card)
+    parts = _split(body, ImageBody)
     own = parts.own
+    card = choose(own.model, "image")
+    seeds = own.seed if isinstance(own.seed, list) else ()
+    if isinstance(own.seed, int):
+        parts.sampling["seed"] = own.seed
     with_size = _apply_size(own.size, parts.sampling, strict=body.strict)
     try:
         request = build_request(
@@ -98,11 +109,14 @@ def image_request(
             parts.sampling,
             strict=body.strict,
             output="image",
+            media=media,
+            seeds=seeds,
             format=own.output_format,
             n=_count(own),
             max_outputs=max_outputs,
             compression=own.output_compression,
             priority=own.priority,
+            round_size=own.round_size,
             extra=parts.extra,
         )
     except InvalidRequest as failure:
@@ -110,19 +124,15 @@ def image_request(
     return request, own
 
 
-def check_model(name: str | None, card: ModelCard) -> None:
-    """Raises `ModelNotFound` unless `name` is the served model, or left out."""
-    if name is not None and name != card.name:
-        raise ModelNotFound(f"The model '{name}' does not exist; this server has '{card.name}'.")
-
-
-def _split(body: Body, kind: type[B], card: ModelCard) -> _Parts[B]:
+def _split(body: Body, kind: type[B]) -> _Parts[B]:
     """Sort the body's values by who understands them."""
     own_names = {field.name for field in fields.declared(kind)}
     own: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     warnings: list[str] = []
     for name, value in body.values.items():
+        if name in PICTURES:
+            continue
         if name in own_names:
             own[name] = value
         elif name in _SAMPLING:
@@ -134,8 +144,9 @@ def _split(body: Body, kind: type[B], card: ModelCard) -> _Parts[B]:
         else:
             known = sorted(own_names | _SAMPLING)
             warnings.append(fields.unknown(name, known) + " It was ignored.")
+    for name in body.files.keys() - PICTURES:
+        warnings.append(f"The file '{name}' was ignored.")
     parsed = fields.convert(kind, own, strict=body.strict)
-    check_model(parsed.model, card)
     return _Parts(parsed, sampling, _echoed(body.values) | {"warnings": warnings})
 
 

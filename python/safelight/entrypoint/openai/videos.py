@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Path, Query, Response
 
 from safelight.entrypoint import schema
-from safelight.entrypoint.context import Card, Manager, ParsedBody
+from safelight.entrypoint.context import Config, Manager, ParsedBody
+from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
 from safelight.entrypoint.openai import parsing
 from safelight.errors import InvalidRequest, NotFound
@@ -39,10 +40,11 @@ VideoId = Annotated[str, Path(description="The id that `POST /v1/videos` returne
     openapi_extra={"requestBody": schema.request_body(schema.VideoBody)},
 )
 async def create(
-    body: ParsedBody, manager: Manager, card: Card, response: Response
+    body: ParsedBody, manager: Manager, config: Config, response: Response
 ) -> dict[str, Any]:
     """Accept a video job. It is durable when this answers; poll it until it is completed."""
-    view = await manager.submit(parsing.video_request(body, card))
+    found = await media_of(body, config.server.max_input_pixels)
+    view = await manager.submit(parsing.video_request(body, found, manager.card), media=found)
     return _polled(view, response)
 
 

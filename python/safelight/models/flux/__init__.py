@@ -1,1 +1,1 @@
-"""FLUX.1 text-to-image: dev, with its guidance embedded, and schnell, without any."""
+"""FLUX.1: dev and schnell (from text, from a picture, inpainting), Kontext and Fill."""

@@ -1,1 +1,1 @@
-"""Wan 2.1 text-to-video (and, with one frame, text-to-image)."""
+"""Wan 2.1 and 2.2: videos (and, with one frame, pictures) from text, and videos from pictures."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
 
 from fakes import zoo_flux
 from fakes.ranks import RankPool
 from fakes.simulation import spec as sample_spec
 from safelight import config as configuration
-from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.card import ModelCard
-from safelight.models.flux.adapter import FluxFamily, FluxSession
+from safelight.models.flux.base import FluxSession
+from safelight.models.flux.pictures import FluxFamily
 from safelight.models.registry import load_card, load_family
 from safelight.request import SampleSpec
 
@@ -70,6 +67,8 @@ def frame_of_pipeline(family: FluxFamily, spec: SampleSpec) -> np.ndarray:
         guidance_scale=s.guidance_scale,
         max_sequence_length=s.max_sequence_length,
         generator=torch.Generator("cpu").manual_seed(s.seed),
+        negative_prompt=s.negative_prompt or None,
+        true_cfg_scale=s.true_cfg_scale or 1.0,
     ).images
     return np.asarray(image)
 
@@ -96,8 +95,17 @@ def run_alone(family: FluxFamily, spec: SampleSpec) -> FluxSession:
         {"max_sequence_length": 512},
         {"guidance_scale": 1.0},
         {"prompt": "yellow squares"},
+        {"true_cfg_scale": 4.0, "negative_prompt": "ugly"},
     ],
-    ids=["square", "wide", "one step of a column", "long text", "other guidance", "other prompt"],
+    ids=[
+        "square",
+        "wide",
+        "one step of a column",
+        "long text",
+        "other guidance",
+        "other prompt",
+        "true guidance",
+    ],
 )
 def test_one_sample_has_the_bits_of_the_pipeline(
     loaded: tuple[ModelCard, FluxFamily], values: dict[str, object]
@@ -212,54 +220,30 @@ def test_prompt_embeddings_are_computed_once(loaded: tuple[ModelCard, FluxFamily
     assert family._prompts.misses == misses
 
 
-# ---------------------------------------------------------------------------------------- the card
-
-
-def test_the_defaults_are_the_pipelines(directories: dict[str, Path]) -> None:
-    signature = inspect.signature(FluxPipeline.__call__).parameters
-    dev, schnell = (load_card(configured(directories[name])) for name in ("dev", "schnell"))
-    for name, value in dev.defaults.items():
-        if name in signature and name not in ("width", "height"):
-            assert value == signature[name].default, name
-    default = dev.resolve({})
-    assert (default.width, default.height, dev.tokens(default)) == (1024, 1024, 64 * 64)
-    fast = schnell.resolve({})
-    assert (fast.num_inference_steps, fast.guidance_scale) == (4, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("model", "values", "words"),
-    [
-        ("dev", {"width": 72}, ["'width' is 72", "in steps of 16", "64 or 80"]),
-        ("dev", {"height": 8}, ["'height' is 8", "Nearest: 16"]),
-        ("dev", {"width": 8192}, ["'width' is 8192", "Nearest: 4096"]),
-        ("dev", {"num_frames": 9}, ["'num_frames' is 9", "an image has 1"]),
-        ("dev", {"max_sequence_length": 513}, ["is 513", "at most 512"]),
-        (
-            "dev",
-            {"negative_prompt": "ugly"},
-            ["'negative_prompt' has no effect"],
-        ),
-        ("schnell", {"guidance_scale": 3.5}, ["'guidance_scale' has no effect", "Leave it out"]),
-    ],
-)
-def test_the_card_refuses_what_the_pipeline_cannot_make(
-    directories: dict[str, Path], model: str, values: dict[str, object], words: list[str]
+@torch.inference_mode()
+def test_guided_and_unguided_samples_share_one_forward(
+    loaded: tuple[ModelCard, FluxFamily],
 ) -> None:
-    card = load_card(configured(directories[model]))
-    with pytest.raises(InvalidRequest) as refused:
-        card.resolve(values)
-    assert refused.value.param == next(iter(values))
-    for word in words:
-        assert word in str(refused.value)
-
-
-def test_a_transformer_that_wants_an_image_is_refused(tmp_path: Path) -> None:
-    directory = zoo_flux.tiny_flux(tmp_path / "fill")
-    path = directory / "transformer" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "in_channels": 32}))
-    with pytest.raises(ConfigError, match="takes 32 channels, where text-to-image has 16"):
-        load_card(configured(directory))
+    card, family = loaded
+    guided = {"true_cfg_scale": 3.0, "negative_prompt": "ugly"}
+    specs = [
+        make_spec(card, f"s.{i}", seed=i, num_inference_steps=4 + i, **values)
+        for i, values in enumerate([guided, {}, {**guided, "true_cfg_scale": 6.0}])
+    ]
+    alone = [run_alone(family, spec).latents for spec in specs]
+    assert not torch.equal(alone[0], run_alone(family, make_spec(card, seed=0)).latents)
+    sessions = [begin(family, spec) for spec in specs]
+    rows = []
+    hook = family.transformer.register_forward_hook(lambda *call: rows.append(len(call[2][0])))
+    for _ in range(4):
+        family.step(sessions)
+    hook.remove()
+    assert rows == [5] * 4
+    for session, single in zip(sessions, alone, strict=True):
+        for _ in range(session.steps - 4):
+            family.step([session])
+        difference = (session.latents - single).abs().max()
+        assert difference <= LATENT_TOLERANCE * single.abs().max()
 
 
 # ----------------------------------------------------------------------------------- several ranks
@@ -291,14 +275,3 @@ def test_two_ranks_make_what_one_makes(
             assert np.abs(mine - reference).max() <= RANKS_TOLERANCE
     for mine, reference in zip(ranks[0][1], pictures, strict=True):
         assert np.abs(mine.astype(int) - reference).max() <= FRAME_TOLERANCE
-
-
-def test_ranks_that_cannot_share_the_words_say_so(directories: dict[str, Path]) -> None:
-    card = load_card(configured(directories["dev"], ulysses_degree=2, ring_degree=2))
-    with pytest.raises(InvalidRequest, match=r"'max_sequence_length' is 33.*evenly.*Nearest: 36\."):
-        card.resolve({"max_sequence_length": 33})
-
-
-def test_there_are_no_halves_for_guidance_to_share_out(directories: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match="runs no unconditional forward"):
-        load_card(configured(directories["dev"], cfg_parallel_size=2))

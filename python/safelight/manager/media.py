@@ -1,0 +1,177 @@
+"""Input pictures: judged by their first bytes and their header, decoded only then, kept as pixels.
+
+What a stranger sends is decoded here, once, within limits; ranks and the output manager see bare
+pixels of our own. The decoder's own words are for the log, never for the client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from safelight import log
+from safelight.errors import InvalidRequest
+from safelight.request import Inputs, Picture
+
+logger = log.get(__name__)
+
+MAGIC = {
+    "PNG": (b"\x89PNG\r\n\x1a\n", 0),
+    "JPEG": (b"\xff\xd8\xff", 0),
+    "WEBP": (b"WEBP", 8),
+}
+"""Format -> bytes, and where they stand (RFC 2083, ITU T.81, Google's WebP container)."""
+
+MAX_SIDE = 16_384  # pixels
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One picture as bare pixels."""
+
+    pixels: bytes
+    width: int
+    height: int
+    mode: Literal["RGB", "L"]
+    digest: str
+
+    def picture(self, path: str) -> Picture:
+        return Picture(
+            path=path,
+            width=self.width,
+            height=self.height,
+            mode=self.mode,
+            digest=self.digest,
+        )
+
+
+@dataclass(frozen=True)
+class Media:
+    """The decoded pictures of a request."""
+
+    images: tuple[Decoded, ...] = ()
+    mask: Decoded | None = None
+    transparent: Decoded | None = None
+    """A mask made of the first image's transparent parts, if it has any."""
+
+    def inputs(self, job_id: str, *, inpaints: bool = False) -> Inputs:
+        """How the job's request names them, relative to the content store.
+
+        `inpaints`: whether the model takes a mask; then transparency is one (OpenAI, images/edits).
+        """
+        images = tuple(d.picture(f"{job_id}/input-{i}.raw") for i, d in enumerate(self.images))
+        mask = self._mask(inpaints)
+        path = f"{job_id}/mask.raw"
+        return Inputs(images=images, mask=None if mask is None else mask.picture(path))
+
+    def files(self, inputs: Inputs) -> dict[str, bytes]:
+        """The pixels by the paths of `inputs`."""
+        found = {
+            picture.path: decoded.pixels
+            for picture, decoded in zip(inputs.images, self.images, strict=True)
+        }
+        mask = self._mask(True)
+        if inputs.mask is not None and mask is not None:
+            found[inputs.mask.path] = mask.pixels
+        return found
+
+    def _mask(self, inpaints: bool) -> Decoded | None:
+        return self.mask or (self.transparent if inpaints else None)
+
+
+NONE = Media()
+
+Upload = tuple[str, bytes]
+"""The field by which a file came, for errors, and the file."""
+
+
+def decode(images: Sequence[Upload], mask: bytes | None, *, max_pixels: int) -> Media:
+    """The pictures of a request, `max_pixels` in all. Raises `InvalidRequest` naming the field."""
+    opened = [(_open(data, name), name) for name, data in images]
+    if mask is not None:
+        opened.append((_open(mask, "mask"), "mask"))
+    pixels = sum(picture.width * picture.height for picture, _ in opened)
+    if pixels > max_pixels:
+        raise InvalidRequest(
+            f"The input pictures have {pixels} pixels in all; this server takes {max_pixels} "
+            "(--max-input-pixels). Send smaller ones.",
+            param=opened[0][1],
+            code="image_too_large",
+        )
+    loaded = [_upright(picture, name) for picture, name in opened]
+    if mask is not None:
+        loaded, white = loaded[:-1], _as_mask(loaded[-1])
+    else:
+        white = None
+    clear = _transparency(loaded[0]) if loaded else None
+    return Media(
+        images=tuple(_decoded(picture.convert("RGB")) for picture in loaded),
+        mask=None if white is None else _decoded(white),
+        transparent=None if clear is None else _decoded(clear),
+    )
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """The picture with only its header read."""
+    kind = next(
+        (k for k, (magic, at) in MAGIC.items() if data[at : at + len(magic)] == magic), None
+    )
+    if kind is None:
+        raise InvalidRequest(
+            f"'{name}' is not a PNG, JPEG or WebP picture.", param=name, code="invalid_image"
+        )
+    try:
+        picture = Image.open(io.BytesIO(data), formats=(kind,))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as failure:
+        raise _broken(name, kind, failure) from failure
+    if max(picture.size) > MAX_SIDE:
+        raise InvalidRequest(
+            f"'{name}' is {picture.width}x{picture.height}; at most {MAX_SIDE} pixels a side.",
+            param=name,
+            code="image_too_large",
+        )
+    return picture
+
+
+def _upright(picture: Image.Image, name: str) -> Image.Image:
+    """Decoded, and turned as its camera held it."""
+    kind = picture.format or "picture"
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as failure:
+        raise _broken(name, kind, failure) from failure
+
+
+def _broken(name: str, kind: str, failure: Exception) -> InvalidRequest:
+    logger.info("a picture cannot be decoded", field=name, reason=str(failure))
+    return InvalidRequest(
+        f"'{name}' is a broken {kind} file: it ends early or is not what its header says.",
+        param=name,
+        code="invalid_image",
+    )
+
+
+def _as_mask(picture: Image.Image) -> Image.Image:
+    """White is what is made anew: what is transparent, or, in an opaque picture, what is white."""
+    return _transparency(picture) or picture.convert("L")
+
+
+def _transparency(picture: Image.Image) -> Image.Image | None:
+    """The inverse of the alpha channel; None if nothing is transparent."""
+    if not picture.has_transparency_data:
+        return None
+    alpha = picture.convert("RGBA").getchannel("A")
+    lowest, _ = alpha.getextrema()
+    return ImageOps.invert(alpha) if lowest < 255 else None  # type: ignore[operator]
+
+
+def _decoded(picture: Image.Image) -> Decoded:
+    mode: Literal["RGB", "L"] = "L" if picture.mode == "L" else "RGB"
+    pixels = picture.tobytes()
+    digest = hashlib.sha256(pixels).hexdigest()
+    return Decoded(pixels, picture.width, picture.height, mode, digest)

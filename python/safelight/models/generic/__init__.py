@@ -1,0 +1,1 @@
+"""Any diffusers pipeline that has no family: its own `__call__`, stepped from outside."""

@@ -1,0 +1,177 @@
+"""Any diffusers pipeline through the adapter protocol: its own `__call__`, stepped from outside.
+
+Every sample runs the call on a copy of the pipeline that shares only the models, in a course of its
+own (`course.py`), which stops where the pipeline moves its progress bar. So one sample has the
+pipeline's bits, preempted or not, by construction. A batch is stepped one by one.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import msgspec
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from transformers import (
+    FeatureExtractionMixin,
+    ImageProcessingMixin,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from safelight.config import EngineConfig
+from safelight.errors import ConfigError
+from safelight.models import inputs
+from safelight.models.generic.calls import Call, calls_of
+from safelight.models.generic.course import Bar, Course
+from safelight.models.generic.results import made_of
+from safelight.models.loading import load_pipeline, weight_bytes
+from safelight.models.samplers import own
+from safelight.parallel.mesh import Mesh
+from safelight.request import SampleSpec, Task
+
+if TYPE_CHECKING:
+    from safelight.models.family import Clip, Frames
+
+SHARED = (
+    torch.nn.Module,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    ImageProcessingMixin,
+    FeatureExtractionMixin,
+)
+"""What the calls of all samples use: it is not written to, or only within one step."""
+
+NOTHING_YET = torch.zeros(0)
+
+
+@dataclass(kw_only=True, eq=False)
+class GenericSession:
+    """A sample whose pipeline is in the middle of its call."""
+
+    spec: SampleSpec
+    course: Course
+    index: int = 0
+    made: Frames | Clip | None = None
+    """Once it is decoded."""
+    _end: weakref.finalize[..., Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Whoever holds a session just drops it; the course must then end. It knows no session.
+        self._end = weakref.finalize(self, self.course.close)
+
+    @property
+    def steps(self) -> int:
+        """As the pipeline counts them."""
+        return max(1, self.course.total)
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """As the pipeline shows them after a step; empty before, or if it never does."""
+        found = self.course.latents
+        return NOTHING_YET if found is None else found
+
+    def advance(self) -> None:
+        """One step."""
+        while self.course.done <= self.index and not self.course.ended:
+            self.course.resume()
+        if self.course.ended:
+            self.course.resume()  # raises what it raised
+        self.index += 1
+
+    def finish(self) -> None:
+        """What is left of the call."""
+        while not self.course.ended:
+            self.course.resume()
+        self.course.resume()
+
+
+class GenericFamily:
+    """A loaded pipeline, and those for its other tasks, of the same models."""
+
+    def __init__(self, whole: DiffusionPipeline, calls: dict[Task, Call], mesh: Mesh) -> None:
+        self.whole = whole
+        self._calls = calls
+        self.device = mesh.device
+        self._pipelines = {call.signature.name: _sibling(whole, call) for call in calls.values()}
+
+    def describe(self) -> str:
+        return f"{type(self.whole).__name__} on {self.device}, {self.whole.dtype}"
+
+    def encode(self, sample: SampleSpec) -> None:
+        """Nothing: the pipeline's call encodes the prompt."""
+
+    def begin(self, sample: SampleSpec, conditioning: None) -> GenericSession:
+        call = self._calls[sample.task]
+        pipeline = self._pipelines[call.signature.name]
+        course = Course(self._work(pipeline, call, sample))
+        session = GenericSession(spec=sample, course=course)
+        if call.stepped:
+            course.resume()
+        return session
+
+    def _work(
+        self, pipeline: DiffusionPipeline, call: Call, sample: SampleSpec
+    ) -> Callable[[Course], Any]:
+        """The whole call for one sample."""
+
+        def work(course: Course) -> Any:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # of a thread too
+            mine = _own(pipeline, sample.sampling.flow_shift)
+            arguments = dict(call.arguments(sample.prompt, sample.sampling))
+            arguments |= _pictures(call, sample)
+            if "generator" in call.parameters:
+                arguments["generator"] = torch.Generator("cpu").manual_seed(sample.sampling.seed)
+            arguments |= _hooks(mine, call, course)
+            return made_of(mine(**arguments), mine)
+
+        return work
+
+    def step(self, batch: Sequence[GenericSession]) -> None:
+        for session in batch:
+            session.advance()
+
+    def decodes_together(self, sessions: Sequence[GenericSession]) -> bool:
+        return False
+
+    def decode(self, sessions: Sequence[GenericSession]) -> Sequence[Frames | Clip]:
+        for session in sessions:
+            session.finish()
+        return [session.course.result for session in sessions]
+
+    def weights(self) -> dict[str, int]:
+        return weight_bytes(self.whole.components)
+
+
+def load(directory: Path, config: EngineConfig, mesh: Mesh) -> GenericFamily:
+    """The pipeline in `directory`, whole, on this rank's device; safetensors only."""
+    if mesh.several:
+        raise ConfigError(
+            f"{directory} runs by its pipeline's own call, which ranks cannot share. Give every "
+            "replica one rank (--dp-size), and leave --vae-parallel out.",
+            param="num_gpus",
+        )
+    calls = calls_of(directory)
+    kind = getattr(diffusers, next(iter(calls.values())).signature.name)
+    return GenericFamily(load_pipeline(kind, directory, _uniform(config), mesh), calls, mesh)
+
+
+def _uniform(config: EngineConfig) -> EngineConfig:
+    """With the VAE in the precision of the rest unless told otherwise: a pipeline's call passes
+    latents on as they are."""
+    model = config.model
+    if model.vae_precision != "auto":
+        return config
+    rest = model.dit_precision
+    if rest == "auto":
+        rest = "bf16" if device_kind(config) == "cuda" else "fp32"
+    model = msgspec.structs.replace(model, vae_precision=rest)
+    return msgspec.structs.replace(config, model=model)
