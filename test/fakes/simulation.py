@@ -91,6 +91,8 @@ class World:
     ended: dict[str, str] = field(default_factory=dict)
     units: Counter[str] = field(default_factory=Counter)
     """Units executed by sample."""
+    models: dict[int, str] = field(default_factory=dict)
+    """What the groups have loaded, where there are several models."""
     write: bool = True
     """Whether the output manager answers at once."""
 
@@ -146,6 +148,7 @@ class World:
                 peak_memory=1000,
                 weights={"transformer": 100 + rank},
                 device=f"cpu:{rank}",
+                model=self.models.get(group, ""),
             )
         )
 

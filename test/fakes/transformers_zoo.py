@@ -15,6 +15,7 @@ import torch
 from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     QwenImageTransformer2DModel,
     WanTransformer3DModel,
@@ -65,8 +66,10 @@ def feed_grid(name: str, batch: int, grid: Grid, words: int, *, seed: int) -> Fe
 
 
 def output(transformer: Any, inputs: Inputs) -> torch.Tensor:
-    """One forward."""
-    (result,) = transformer(**inputs, return_dict=False)
+    """One forward; of several outputs, all, flat behind one another."""
+    result, *others = transformer(**inputs, return_dict=False)
+    if others:
+        return torch.cat([part.flatten(1) for part in (result, *others)], dim=1)
     return torch.stack(result) if isinstance(result, list) else result
 
 
@@ -214,6 +217,44 @@ def _feed_ltx_masked(batch: int, grid: Grid, words: int) -> Fed:
     return {**inputs, "encoder_attention_mask": _text_mask(batch, lengths[1])}, lengths
 
 
+def _ltx2() -> Any:
+    return LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        cross_attention_dim=64,
+        audio_in_channels=8,
+        audio_out_channels=8,
+        audio_num_attention_heads=4,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=32,
+    )
+
+
+def _feed_ltx2(batch: int, grid: Grid, words: int) -> Fed:
+    """A timestep for every token of the video, and sound that no number of ranks shares evenly."""
+    tokens, mask = math.prod(grid), _text_mask(batch, words)
+    model = _ltx2()
+    inputs = {
+        "hidden_states": torch.randn(batch, tokens, 8),
+        "audio_hidden_states": torch.randn(batch, 5, 8),
+        "encoder_hidden_states": torch.randn(batch, words, 32),
+        "audio_encoder_hidden_states": torch.randn(batch, words, 32),
+        "timestep": _timesteps(batch)[:, None] * torch.rand(batch, tokens),
+        "audio_timestep": _timesteps(batch),
+        "sigma": _timesteps(batch),
+        "encoder_attention_mask": mask,
+        "audio_encoder_attention_mask": mask,
+        "video_coords": model.rope.prepare_video_coords(batch, *grid, "cpu"),
+        "audio_coords": model.audio_rope.prepare_audio_coords(batch, 5, "cpu"),
+        "use_cross_timestep": True,
+    }
+    return inputs, (tokens, words)
+
+
 def _z_image() -> Any:
     model = ZImageTransformer2DModel(
         in_channels=4,
@@ -259,6 +300,7 @@ SUBJECTS = {
     "QwenImage, text mask": Subject(_qwen, _feed_qwen_masked),
     "LTX": Subject(_ltx, _feed_ltx),
     "LTX, text mask": Subject(_ltx, _feed_ltx_masked),
+    "LTX-2, text mask": Subject(_ltx2, _feed_ltx2),
     "Z-Image": Subject(_z_image, _feed_z_image, padded=True),
     "Z-Image, prompts of two lengths": Subject(_z_image, _feed_z_image_mixed, least=2, padded=True),
 }

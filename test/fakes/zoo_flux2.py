@@ -23,6 +23,7 @@ from transformers import (
 
 from fakes.cases import Case
 from fakes.zoo import as_bytes, byte_tokenizer
+from fakes.zoo_flux import lively
 from safelight.models import inputs
 from safelight.request import SampleSpec
 
@@ -74,7 +75,7 @@ def tiny_flux2(directory: Path) -> Path:
             tie_word_embeddings=False,
         )
     )
-    pipeline = Flux2Pipeline(text_encoder=encoder.eval(), tokenizer=tokenizer, **_common(True))
+    pipeline = Flux2Pipeline(text_encoder=lively(encoder), tokenizer=tokenizer, **_common(True))
     pipeline.save_pretrained(directory)
     return directory
 
@@ -87,7 +88,7 @@ def tiny_klein(directory: Path, *, distilled: bool = False) -> Path:
         Qwen3Config(**_DECODER, vocab_size=len(tokenizer), num_hidden_layers=28)
     )
     pipeline = Flux2KleinPipeline(
-        text_encoder=encoder.eval(), tokenizer=tokenizer, is_distilled=distilled, **_common(False)
+        text_encoder=lively(encoder), tokenizer=tokenizer, is_distilled=distilled, **_common(False)
     )
     pipeline.save_pretrained(directory)
     return directory
@@ -126,8 +127,8 @@ def _common(guidance_embeds: bool) -> dict[str, Any]:
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2.0)
     return {
-        "transformer": transformer.eval(),
-        "vae": vae.eval(),
+        "transformer": lively(transformer),
+        "vae": lively(vae),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     }
 

@@ -46,7 +46,7 @@ def tiny_qwen(directory: Path) -> Path:
         tokenizer=tokenizer,
         text_encoder=_encoder(tokenizer),
         transformer=_transformer(),
-        vae=_vae(base_dim=8, dim_mult=[1] * 4, num_res_blocks=1),
+        vae=_vae(1.0, base_dim=8, dim_mult=[1] * 4, num_res_blocks=1),
         scheduler=_scheduler(),
     )
     pipeline.save_pretrained(directory)
@@ -54,7 +54,7 @@ def tiny_qwen(directory: Path) -> Path:
 
 
 def tiny_edit(directory: Path, kind: Any = QwenImageEditPipeline, **transformer: Any) -> Path:
-    """Of one picture. Its VAE is 32x in space, with tokens of 64 pixels, and has hardly a layer:
+    """Of one picture. Its VAE is 64x in space, with tokens of 128 pixels, and has hardly a layer:
     pictures are encoded at a megapixel whatever their size."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
@@ -69,7 +69,7 @@ def tiny_edit(directory: Path, kind: Any = QwenImageEditPipeline, **transformer:
         text_encoder=_encoder(tokenizer),
         transformer=_transformer(**transformer),
         vae=_vae(
-            base_dim=4, dim_mult=[1] * 6, num_res_blocks=0, temperal_downsample=[False] * 5
+            0.1, base_dim=4, dim_mult=[1] * 7, num_res_blocks=0, temperal_downsample=[False] * 6
         ),
         scheduler=_scheduler(),
     )
@@ -134,7 +134,7 @@ def _transformer(**values: Any) -> QwenImageTransformer2DModel:
     return model.eval()
 
 
-def _vae(**values: Any) -> AutoencoderKLQwenImage:
+def _vae(contrast: float, **values: Any) -> AutoencoderKLQwenImage:
     """What it makes depends on what it is given, where the usual weights are drowned by biases."""
     vae = AutoencoderKLQwenImage(z_dim=16, **values)
     for name, weights in vae.named_parameters():
@@ -145,7 +145,7 @@ def _vae(**values: Any) -> AutoencoderKLQwenImage:
             torch.nn.init.normal_(weights, std=(3 / weights[0].numel()) ** 0.5)
         elif name.endswith("weight"):
             torch.nn.init.kaiming_normal_(weights)
-    vae.decoder.conv_out.weight.data *= 0.3
+    vae.decoder.conv_out.weight.data *= contrast
     return vae.eval()
 
 
@@ -209,7 +209,7 @@ def quarter_of_a_side(monkeypatch: Any) -> None:
 
 _FEW = {"num_inference_steps": 4, "negative_prompt": "ugly", "true_cfg_scale": 3.0}
 _SMALL = {**_FEW, "width": 64, "height": 64}
-_EDIT = {**_FEW, "width": 256, "height": 128}
+_EDIT = {**_FEW, "num_inference_steps": 3, "width": 256, "height": 384}
 _UNGUIDED = {"negative_prompt": "", "true_cfg_scale": 1.0}
 
 CASES = (

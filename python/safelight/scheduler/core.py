@@ -116,6 +116,7 @@ class Core:
     def _attach(self, message: m.Attach, now: float) -> None:
         for lane in self.lanes.values():  # a new manager knows nothing of what an old one wanted
             lane.resume()
+        self._disturb()
         for group in self.groups.values():
             self._tell(group.status())
         self._tell_load()
@@ -129,8 +130,7 @@ class Core:
 
     def _waiting(self, entry: Entry) -> m.SampleProgress:
         lane = self._lane(entry)
-        groups = lane.groups(self.groups.values())
-        return forecast.of_waiting(entry, lane.batcher.fresh, groups, lane.cost)
+        return forecast.of_waiting(entry, lane, lane.groups(self.groups.values()))
 
     def lane(self, model: str) -> Lane:
         """The samples and groups of a model."""

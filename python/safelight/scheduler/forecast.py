@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from safelight.scheduler.cost import CostModel
 from safelight.scheduler.group import Group
 from safelight.scheduler.lane import Lane
-from safelight.scheduler.table import Entry, Queue
+from safelight.scheduler.table import Entry
 from safelight.wire.messages import Load, SampleProgress
 
 LOOK_AHEAD = 64
@@ -34,11 +34,16 @@ def of_running(entries: Sequence[Entry], cost: CostModel) -> tuple[SampleProgres
     )
 
 
-def of_waiting(
-    entry: Entry, fresh: Queue, groups: Collection[Group], cost: CostModel
-) -> SampleProgress:
-    """Progress of a sample in the queue: how many are served before it, and for how long."""
-    position = fresh.position(entry)
+def of_waiting(entry: Entry, lane: Lane, groups: Collection[Group]) -> SampleProgress:
+    """Progress of a sample in the queue: how many are served before it, and for how long.
+
+    Of one that waits for its model to be loaded again, without the time that takes.
+    """
+    fresh, cost = lane.batcher.fresh, lane.cost
+    if entry in lane.later:
+        position = len(fresh) + lane.later.index(entry)
+    else:
+        position = fresh.position(entry)
     ahead = _work(fresh.head(min(position, LOOK_AHEAD)))
     ahead += _work(e for group in groups for e in group.running)
     ahead /= _ready(groups)

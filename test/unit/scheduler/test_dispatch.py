@@ -200,7 +200,9 @@ def test_a_sample_does_not_wait_for_a_group_that_went_silent() -> None:
 def a_group(index: int, *running: Entry, plan_seconds: float = 0.0, plans: int = 0) -> Group:
     """With so many plans in flight, sent just now."""
     hello = m.RankHello(group=index, rank=0, world_size=1, pid=1, load_seconds=0.0, peak_memory=0)
-    group = Group(index, 1, hellos={0: hello}, running=list(running), held=len(running), dirty=False)
+    group = Group(
+        index, 1, hellos={0: hello}, running=list(running), held=len(running), dirty=False
+    )
     for entry in running:
         entry.planned, entry.group = 3, index
     group.pending = deque(

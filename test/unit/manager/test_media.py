@@ -1,0 +1,139 @@
+"""Input pictures: what is taken, what is refused, and that it costs nothing to refuse."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safelight.errors import InvalidRequest
+from safelight.manager.media import Media, decode
+
+LIMIT = 1_000_000
+
+
+def saved(picture: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
+    shape = (size[1], size[0], len(Image.new(mode, (1, 1)).getbands()))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return Image.fromarray(pixels.squeeze(), mode if len(shape) == 3 and shape[2] > 1 else None)
+
+
+def one(data: bytes, mask: bytes | None = None, limit: int = LIMIT) -> Media:
+    return decode([("image", data)], mask, max_pixels=limit)
+
+
+@pytest.mark.parametrize(("format", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("WEBP", "RGB")])
+def test_lossless_files_keep_their_pixels(format: str, mode: str) -> None:
+    picture = noise(mode)
+    options = {"lossless": True} if format == "WEBP" else {}
+    (image,) = one(saved(picture, format, **options)).images
+    assert (image.width, image.height, image.mode) == (6, 4, "RGB")
+    assert image.pixels == picture.convert("RGB").tobytes()
+
+
+def test_a_photograph_is_turned_as_its_camera_held_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top is at the right
+    (image,) = one(saved(noise(), "JPEG", exif=exif)).images
+    assert (image.width, image.height) == (4, 6)
+
+
+def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
+    picture = noise()
+    first, second = (one(saved(picture, "PNG", compress_level=c)).images[0] for c in (0, 9))
+    assert first.digest == second.digest
+
+
+def test_a_transparent_part_is_the_mask_if_there_is_no_other() -> None:
+    picture = noise("RGBA")
+    alpha = np.full((4, 6), 255, np.uint8)
+    alpha[:, 3:] = 0
+    picture.putalpha(Image.fromarray(alpha))
+    media = one(saved(picture))
+    inputs = media.inputs("image_1", inpaints=True)
+    assert inputs.mask is not None
+    white = np.frombuffer(media.files(inputs)[inputs.mask.path], np.uint8).reshape(4, 6)
+    assert (white == 255 - alpha).all()
+    assert media.inputs("image_1", inpaints=False).mask is None
+    assert sorted(media.files(inputs)) == ["image_1/input-0.raw", "image_1/mask.raw"]
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+def test_a_mask_is_white_or_transparent_where_something_changes(opaque: bool) -> None:
+    white = np.zeros((4, 6), np.uint8)
+    white[1:] = 255
+    mask = Image.fromarray(white)
+    if not opaque:
+        mask = Image.new("RGBA", (6, 4), "red")
+        mask.putalpha(Image.fromarray(255 - white))
+    media = one(saved(noise()), saved(mask))
+    assert media.mask is not None
+    assert media.mask.pixels == white.tobytes()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The head of a PNG that says it is so large, and nothing after it."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    length, checksum = struct.pack(">I", 13), struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + length + chunk + checksum
+
+
+EMPTY = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+def bomb() -> bytes:
+    """Ten kilobytes that would be hundreds of megabytes."""
+    rows = zlib.compress(b"\0" * (9000 * (1 + 3 * 9000)), 9)
+    head = png_header(9000, 9000)
+    for kind, data in ((b"IDAT", rows), (b"IEND", b"")):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        head += struct.pack(">I", len(data)) + kind + data + checksum
+    return head
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not a PNG, JPEG or WebP"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG, JPEG or WebP"),
+        (b"GIF89a" + b"\0" * 50, "not a PNG, JPEG or WebP"),
+        (b"\x89PNG\r\n\x1a\nrubbish", "broken PNG"),
+        (saved(noise(size=(64, 64)), "JPEG")[:-400], "broken JPEG"),
+        (png_header(50_000, 50_000) + EMPTY, "at most 16384"),
+        (png_header(9_000, 9_000) + EMPTY, "81000000 pixels"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_by_its_field(data: bytes, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        one(data)
+    assert refused.value.param == "image"
+    assert "PIL" not in str(refused.value)
+
+
+def test_a_bomb_is_refused_before_memory_is_spent() -> None:
+    data = bomb()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="81000000 pixels"):
+            one(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_limit_is_for_all_pictures_together() -> None:
+    data = saved(noise(size=(30, 30)))
+    decode([("image", data)] * 2, None, max_pixels=1800)
+    with pytest.raises(InvalidRequest, match="2700 pixels in all"):
+        decode([("image", data)] * 3, None, max_pixels=1800)
