@@ -127,7 +127,13 @@ def _open(data: bytes, name: str) -> Image.Image:
         )
     try:
         picture = Image.open(io.BytesIO(data), formats=(kind,))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as failure:
+    except Image.DecompressionBombError as failure:  # Pillow's own limit, by the header
+        raise InvalidRequest(
+            f"'{name}' has too many pixels; send a smaller picture.",
+            param=name,
+            code="image_too_large",
+        ) from failure
+    except (UnidentifiedImageError, OSError, ValueError) as failure:
         raise _broken(name, kind, failure) from failure
     if max(picture.size) > MAX_SIDE:
         raise InvalidRequest(

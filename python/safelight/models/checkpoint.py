@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import re
 import struct
@@ -174,15 +175,15 @@ def _package(name: str) -> Path:
 def _has_word(library: str, name: str) -> bool:
     """Whether a class of this name can be in the library, by its sources.
 
-    The lists that name nearly all of them first; then, rarely, every file. Names that transformers
-    derives ("...Fast") count by what they are derived from.
+    The lists that name nearly all of them first; then, rarely, every file; then the old names for
+    which diffusers knows new ones. What transformers derives ("...Fast") counts by its origin.
     """
     root = _package(library)
     word = re.compile(rf"\b{re.escape(name.removesuffix('Fast'))}(Fast)?\b".encode())
     first = [root / "__init__.py", *sorted((root / "models" / "auto").glob("*_auto.py"))]
-    return any(
-        word.search(path.read_bytes()) for paths in (first, root.rglob("*.py")) for path in paths
-    )
+    renamed = (_package("diffusers") / "utils").glob("*.py")
+    places = itertools.chain(first, root.rglob("*.py"), renamed)
+    return any(word.search(path.read_bytes()) for path in places)
 
 
 # ------------------------------------------------------------------------------------- the weights

@@ -279,7 +279,7 @@ def weight_bytes(components: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _held(tensor: torch.Tensor) -> int:
-    """Bytes; of a quantized tensor those of its parts, as it claims the size of what it stands for."""
+    """Bytes; of a quantized tensor those of its parts, as it claims to be what it stands for."""
     if not is_traceable_wrapper_subclass(tensor):
         return tensor.nbytes
     parts, _ = tensor.__tensor_flatten__()

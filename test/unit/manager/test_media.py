@@ -110,7 +110,8 @@ def bomb() -> bytes:
         (b"GIF89a" + b"\0" * 50, "not a PNG, JPEG or WebP"),
         (b"\x89PNG\r\n\x1a\nrubbish", "broken PNG"),
         (saved(noise(size=(64, 64)), "JPEG")[:-400], "broken JPEG"),
-        (png_header(50_000, 50_000) + EMPTY, "at most 16384"),
+        (png_header(50_000, 50_000) + EMPTY, "too many pixels"),
+        (png_header(20_000, 10) + EMPTY, "at most 16384"),
         (png_header(9_000, 9_000) + EMPTY, "81000000 pixels"),
     ],
 )

@@ -22,7 +22,12 @@ from safelight.parallel.sequence import SequenceParallel
 CPU = torch.device("cpu")
 TOLERANCE = 2e-6
 """Absolute, on outputs of about 1; 5e-7 is the largest seen."""
-MASKED = ("QwenImage, text mask", "LTX, text mask", "Z-Image, prompts of two lengths")
+MASKED = (
+    "QwenImage, text mask",
+    "LTX, text mask",
+    "LTX-2, text mask",
+    "Z-Image, prompts of two lengths",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def expected_refusal(row: Row) -> str:
 
 
 def test_a_split_sequence_gives_what_one_rank_gives(rows: list[Row]) -> None:
-    assert len(rows) == 6 * (2 * 7 + 2)
+    assert len(rows) == 6 * (2 * 8 + 2)
     wrong = [
         row
         for row in rows
@@ -60,7 +65,7 @@ def test_ulysses_gives_the_bits_for_wan(rows: list[Row]) -> None:
 
 def test_what_would_be_wrong_is_refused_by_every_rank_alike(rows: list[Row]) -> None:
     refused = [row for row in rows if expected_refusal(row)]
-    assert len(refused) == 26
+    assert len(refused) == 35
     for row in refused:
         assert row.difference is None, row
         assert expected_refusal(row) in row.refusal

@@ -26,7 +26,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from safelight.config import EngineConfig
+from safelight.config import EngineConfig, Precision
 from safelight.errors import ConfigError
 from safelight.models import inputs
 from safelight.models.generic.calls import Call, calls_of
@@ -59,8 +59,6 @@ class GenericSession:
     spec: SampleSpec
     course: Course
     index: int = 0
-    made: Frames | Clip | None = None
-    """Once it is decoded."""
     _end: weakref.finalize[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,17 +159,125 @@ def load(directory: Path, config: EngineConfig, mesh: Mesh) -> GenericFamily:
         )
     calls = calls_of(directory)
     kind = getattr(diffusers, next(iter(calls.values())).signature.name)
-    return GenericFamily(load_pipeline(kind, directory, _uniform(config), mesh), calls, mesh)
+    return GenericFamily(load_pipeline(kind, directory, _uniform(config, mesh.device), mesh), calls, mesh)
 
 
-def _uniform(config: EngineConfig) -> EngineConfig:
-    """With the VAE in the precision of the rest unless told otherwise: a pipeline's call passes
-    latents on as they are."""
+def _uniform(config: EngineConfig, device: torch.device) -> EngineConfig:
+    """With the VAE in the precision of the rest unless told otherwise: a pipeline's call hands
+    latents to it as they are."""
     model = config.model
     if model.vae_precision != "auto":
         return config
-    rest = model.dit_precision
-    if rest == "auto":
-        rest = "bf16" if device_kind(config) == "cuda" else "fp32"
-    model = msgspec.structs.replace(model, vae_precision=rest)
+    usual: Precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = usual if model.dit_precision == "auto" else model.dit_precision
+    model = msgspec.structs.replace(model, vae_precision=precision)
     return msgspec.structs.replace(config, model=model)
+
+
+# ---------------------------------------------------------------------- pipelines beside the first
+
+
+def _sibling(whole: DiffusionPipeline, call: Call) -> DiffusionPipeline:
+    """The pipeline of `call`, of the same components; the loaded one itself if it is that."""
+    name = call.signature.name
+    if type(whole).__name__ == name:
+        return whole
+    takes = {*call.signature.components, *call.signature.optional}
+    given = {**whole.config, **whole.components}
+    made: DiffusionPipeline = getattr(diffusers, name)(
+        **{part: value for part, value in given.items() if part in takes}
+    )
+    return made
+
+
+def _own(pipeline: DiffusionPipeline, flow_shift: float | None) -> DiffusionPipeline:
+    """A copy for one call, with samplers of its own: pipelines keep what they compute on
+    themselves."""
+    memo: dict[int, Any] = {id(part): part for part in _shared(pipeline)}
+    if flow_shift is not None:
+        memo[id(pipeline.scheduler)] = own(pipeline.scheduler, flow_shift)
+    return copy.deepcopy(pipeline, memo)
+
+
+def _shared(pipeline: DiffusionPipeline) -> Iterator[object]:
+    """What the copy shares with it, and its inner pipelines' with them."""
+    for value in vars(pipeline).values():
+        if isinstance(value, DiffusionPipeline):
+            yield from _shared(value)
+        elif isinstance(value, SHARED):
+            yield value
+
+
+# ------------------------------------------------------------------------------- arguments of calls
+
+
+def _pictures(call: Call, sample: SampleSpec) -> dict[str, Image.Image]:
+    """The input picture and its mask; of the size asked for, where the call is not told it."""
+    given = dict(zip([call.picture], sample.inputs.images, strict=False))
+    if sample.inputs.mask is not None:
+        given["mask_image"] = sample.inputs.mask
+    size = (sample.sampling.width, sample.sampling.height)
+    pictures = {}
+    for name, picture in given.items():
+        pixels = inputs.image(picture)
+        if not call.sized and pixels.size != size:
+            pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+        pictures[str(name)] = pixels
+    return pictures
+
+
+def _hooks(pipeline: DiffusionPipeline, call: Call, course: Course) -> dict[str, Any]:
+    """Have the pipeline tell the course of its steps; the arguments that do.
+
+    Its progress bars do: they are told in every pipeline when a loop begins, how long it is, and
+    when a step is done. Where there are inner pipelines, the last of them makes the result.
+    """
+    inner = [value for value in vars(pipeline).values() if isinstance(value, DiffusionPipeline)]
+    for one in (pipeline, *inner):
+        one.progress_bar = _silent
+    new_style = "callback_on_step_end" in call.parameters
+    old_style = "callback" in call.parameters and not new_style
+    if call.stepped:
+        # The old callback comes after the bar has moved, and has the step's latents.
+        count = _ignore if old_style else course.step
+        (inner or [pipeline])[-1].progress_bar = _telling(course, count)
+    if new_style:
+        return {"callback_on_step_end": _keeping(course)}
+    if old_style:
+        every = {"callback_steps": 1} if "callback_steps" in call.parameters else {}
+        return {"callback": _counting(course), **every}
+    return {}
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def _silent(iterable: Any = None, total: int | None = None, **options: object) -> Bar:
+    return Bar(iterable, _ignore)
+
+
+def _telling(course: Course, step: Callable[[int], None]) -> Callable[..., Bar]:
+    def progress_bar(iterable: Any = None, total: int | None = None, **options: object) -> Bar:
+        course.begin(len(iterable) if total is None else total)
+        return Bar(iterable, step)
+
+    return progress_bar
+
+
+def _keeping(course: Course) -> Callable[..., dict[str, Any]]:
+    def on_step_end(
+        pipeline: object, index: int, timestep: object, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        course.keep(tensors.get("latents"))
+        return tensors
+
+    return on_step_end
+
+
+def _counting(course: Course) -> Callable[[int, object, object], None]:
+    def callback(index: int, timestep: object, latents: object) -> None:
+        course.keep(latents)
+        course.step()
+
+    return callback

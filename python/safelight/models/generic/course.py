@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -78,7 +79,8 @@ class Course:
         except Released:
             pass
         except BaseException as failure:  # it is the caller's, who raises it
-            self._failure = failure
+            _forget_locals(failure)
+            self._failure, self.latents = failure, None
         self.ended = True
         self._stopped.release()
 
@@ -104,6 +106,13 @@ class Course:
         """Show the latents as they are now."""
         if isinstance(latents, torch.Tensor):
             self.latents = latents
+
+
+def _forget_locals(failure: BaseException | None) -> None:
+    """Free what the frames that raised it hold: a failure that is kept would keep activations."""
+    while failure is not None:
+        traceback.clear_frames(failure.__traceback__)
+        failure = failure.__cause__ or failure.__context__
 
 
 class Bar:
