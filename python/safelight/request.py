@@ -136,6 +136,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """0 to 100; quality for jpeg and webp, ignored elsewhere."""
     parameters: dict[str, str]
     """Embedded in PNG text chunks; empty when switched off."""
+    outside: Inputs = Inputs()
+    """An image, and the mask outside of which its pixels are to be found in the file."""
 
 
 class SampleSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,8 @@ from diffusers.pipelines.ltx2 import pipeline_ltx2_image2video as upstream
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from fakes.cases import Case
+from fakes import parity
+from fakes.cases import Case, Stepper
 from fakes.zoo import as_bytes, byte_tokenizer
 from safelight.models.inputs import image
 from safelight.models.ltx2.compression import compressed
@@ -149,12 +150,15 @@ def _vocoder() -> LTX2Vocoder:
 
 def ltx2_call(directory: Path, spec: SampleSpec, **options: Any) -> Any:
     """What `LTX2Pipeline.__call__`, or that of the pipeline for pictures, makes of a sample."""
-    pictured = spec.task == "image-to-video"
-    kind = LTX2ImageToVideoPipeline if pictured else LTX2Pipeline
-    pipeline = kind.from_pretrained(directory)
+    kind = LTX2ImageToVideoPipeline if spec.task == "image-to-video" else LTX2Pipeline
+    return ltx2_run(kind.from_pretrained(directory), spec, **options)
+
+
+def ltx2_run(pipeline: Any, spec: SampleSpec, **options: Any) -> Any:
+    """What a loaded pipeline makes of a sample."""
     pipeline.set_progress_bar_config(disable=True)
     s = spec.sampling
-    if pictured:
+    if spec.inputs.images:
         options["image"] = image(spec.inputs.images[0])
     return pipeline(
         prompt=spec.prompt,
@@ -179,6 +183,25 @@ def ltx2_reference(directory: Path, spec: SampleSpec) -> np.ndarray:
 def compress_without_pyav(monkeypatch: Any) -> None:
     """Have the pipeline compress its picture as the adapter does, with PyAV or without."""
     monkeypatch.setattr(upstream, "apply_image_conditioning_crf", compressed)
+
+
+@parity.one_thread()
+@torch.inference_mode()
+def sounds(
+    rank: int, settings: parity.Settings, spec: SampleSpec
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Work for a rank of a pool: last latents of the sound and of the video and, on rank 0, the
+    sound of one sample."""
+    family, mesh = parity._loaded(settings)
+    stepper = Stepper(family, mesh)
+    stepper.begin(spec)
+    stepper.step(spec.id, count=stepper.left(spec.id))
+    session = stepper.executor._sessions[spec.id]
+    clips = []
+    if mesh.rank == 0 or family.decodes_together([session]):
+        clips = family.decode([session])
+    sound = clips[0].sound if clips else np.zeros(0, np.float32)
+    return session.sound.numpy(), session.latents.numpy(), sound
 
 
 _SMALL = {

@@ -209,7 +209,7 @@ def quarter_of_a_side(monkeypatch: Any) -> None:
 
 _FEW = {"num_inference_steps": 4, "negative_prompt": "ugly", "true_cfg_scale": 3.0}
 _SMALL = {**_FEW, "width": 64, "height": 64}
-_EDIT = {**_FEW, "num_inference_steps": 3, "width": 256, "height": 384}
+_EDIT = {**_FEW, "num_inference_steps": 3, "width": 256, "height": 128}
 _UNGUIDED = {"negative_prompt": "", "true_cfg_scale": 1.0}
 
 CASES = (

@@ -42,6 +42,7 @@ class Dispatcher:
     def spec(self, live: LiveJob, index: int) -> SampleSpec:
         request = live.request
         card = self._cards[request.model]
+        inputs = self._located(request.inputs)
         sampling = msgspec.structs.replace(request.sampling, seed=request.seed_of(index))
         return SampleSpec(
             id=sample_id(request.id, index),
@@ -57,10 +58,11 @@ class Dispatcher:
                 fps=sampling.fps,
                 compression=request.compression,
                 parameters=parameters(request, index) if self._embed else {},
+                outside=inputs if request.task == "inpainting" else Inputs(),
             ),
             model=request.model,
             task=request.task,
-            inputs=self._located(request.inputs),
+            inputs=inputs,
         )
 
     def _located(self, inputs: Inputs) -> Inputs:

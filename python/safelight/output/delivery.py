@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.errors import GenerationFailed, SafelightError
-from safelight.output import images, video, writing
+from safelight.output import images, overlay, video, writing
 from safelight.output.frames import SharedFrames, SharedSound, open_frames, open_sound
 from safelight.request import Delivery
 from safelight.wire.messages import Frames, FromOutput, MediaFailed, MediaReady
@@ -93,7 +93,7 @@ def _picture(frames: SharedFrames, target: Path, delivery: Delivery) -> None:
             code="bad_frames",
         )
     images.encode(
-        frames.pixels()[0],
+        overlay.restore(frames.pixels()[0], delivery.outside),
         target,
         format=delivery.format,
         compression=delivery.compression,

@@ -9,7 +9,6 @@ from fakes import transformers_zoo as zoo
 from safelight.errors import ConfigError
 from safelight.models import plans
 
-
 MENDED = {"LTX2VideoTransformer3DModel"}
 """Classes whose plan in diffusers leaves something out."""
 

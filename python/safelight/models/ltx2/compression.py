@@ -32,7 +32,16 @@ def with_ffmpeg(pixels: Pixels, crf: int) -> Pixels:
     """As `apply_image_conditioning_crf`."""
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24")
-    encode = ("-vf", "scale=flags=bilinear,format=yuv420p", "-c:v", "libx264", "-crf", str(crf), "-preset", "veryfast")
+    encode = (
+        "-vf",
+        "scale=flags=bilinear,format=yuv420p",
+        "-c:v",
+        "libx264",
+        "-crf",
+        str(crf),
+        "-preset",
+        "veryfast",
+    )
     stream = _ffmpeg(
         *(*raw, "-video_size", f"{width}x{height}", "-framerate", "1", "-i", "pipe:0"),
         *(*encode, "-f", "h264", "pipe:1"),
