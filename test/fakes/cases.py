@@ -29,6 +29,7 @@ from safelight.wire.messages import Decode, Encode, Step
 from safelight.worker.executor import Executor
 
 PROMPT = "a red circle moving left"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)

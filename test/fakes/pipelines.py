@@ -6,7 +6,18 @@ import importlib
 
 from fakes.cases import Case
 
-ZOOS = ("zoo", "zoo_wan", "zoo_flux", "zoo_sd3", "zoo_z_image", "zoo_ltx2", "zoo_hunyuan15", "zoo_qwen")
+ZOOS = (
+    "zoo",
+    "zoo_wan",
+    "zoo_flux",
+    "zoo_flux2",
+    "zoo_sd3",
+    "zoo_z_image",
+    "zoo_ltx2",
+    "zoo_hunyuan15",
+    "zoo_qwen",
+    "zoo_sdxl",
+)
 
 CASES: tuple[Case, ...] = tuple(
     case for name in ZOOS for case in importlib.import_module(f"fakes.{name}").CASES

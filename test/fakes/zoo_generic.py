@@ -43,7 +43,10 @@ from diffusers import (
     VQModel,
 )
 from diffusers.pipelines.hunyuandit import pipeline_hunyuandit
+from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma
+from diffusers.pipelines.sana import pipeline_sana
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from tokenizers import processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -70,6 +73,7 @@ from safelight.models import inputs
 from safelight.request import SampleSpec
 
 WORDS = len(byte_tokenizer())
+END = 1
 SIDE = 64
 """Pixels of the checkpoints' own size."""
 
@@ -107,8 +111,12 @@ def reference(kind: type[DiffusionPipeline], *fields: str, size: bool = True) ->
 
 
 def tokenizer(length: int = 512) -> PreTrainedTokenizerFast:
+    """Every prompt has an end, so that the empty one is not empty."""
     made = byte_tokenizer()
     made.model_max_length = length
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", END)]
+    )
     return made
 
 
@@ -125,9 +133,9 @@ def clip_config() -> CLIPTextConfig:
         num_hidden_layers=2,
         num_attention_heads=4,
         projection_dim=32,
-        bos_token_id=1,
+        bos_token_id=2,
         pad_token_id=0,
-        eos_token_id=2,  # it pools at the largest token: the byte tokenizer appends no end
+        eos_token_id=END,
     )
 
 
@@ -159,13 +167,13 @@ def vae(channels: int = 4, **config: Any) -> AutoencoderKL:
 
 def unet(**config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=SIDE // 8,
         block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=4,
         cross_attention_dim=32,
         **{
+            "sample_size": SIDE // 8,
             "in_channels": 4,
             "out_channels": 4,
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -334,8 +342,11 @@ def tiny_hunyuan_dit(directory: Path) -> Path:
 
 
 def small_shapes(patch: pytest.MonkeyPatch) -> None:
-    """HunyuanDiT rounds every size to one of its own, of about a million pixels."""
+    """Some round every size to one of their own, of up to a million pixels."""
     patch.setattr(pipeline_hunyuandit, "SUPPORTED_SHAPE", [(SIDE, SIDE)])
+    bin_of_one = {"1.0": [float(SIDE), float(SIDE)]}
+    patch.setattr(pipeline_sana, "ASPECT_RATIO_512_BIN", bin_of_one)
+    patch.setattr(pipeline_pixart_sigma, "ASPECT_RATIO_256_BIN", bin_of_one)
 
 
 @make
@@ -348,14 +359,14 @@ def tiny_sana(directory: Path) -> Path:
         vae=AutoencoderDC(
             latent_channels=4,
             attention_head_dim=2,
-            encoder_block_types=("ResBlock", "EfficientViTBlock"),
-            decoder_block_types=("ResBlock", "EfficientViTBlock"),
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_qkv_multiscales=((), (5,)),
-            decoder_qkv_multiscales=((), (5,)),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
+            encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            encoder_qkv_multiscales=((), (), (5,)),
+            decoder_qkv_multiscales=((), (), (5,)),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
             downsample_block_type="conv",
             upsample_block_type="interpolate",
             decoder_norm_types="rms_norm",
@@ -374,7 +385,7 @@ def tiny_sana(directory: Path) -> Path:
                 cross_attention_head_dim=8,
                 cross_attention_dim=32,
                 caption_channels=32,
-                sample_size=SIDE // 2,
+                sample_size=SIDE // 4,
             )
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
@@ -429,7 +440,7 @@ def tiny_lumina2(directory: Path) -> Path:
             )
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-        vae=vae(),
+        vae=vae(shift_factor=0.1),
         text_encoder=gemma(),
         tokenizer=tokenizer(),
     )
@@ -478,6 +489,7 @@ def tiny_kandinsky(directory: Path) -> Path:
         directory,
         unet=unet(
             out_channels=8,
+            sample_size=SIDE // 4,
             addition_embed_type="image",
             down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
             up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -488,12 +500,11 @@ def tiny_kandinsky(directory: Path) -> Path:
         ),
         scheduler=DDIMScheduler(clip_sample=False, prediction_type="epsilon", thresholding=False),
         movq=VQModel(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
-            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+            block_out_channels=(32, 32, 32),  # spatial norms have 32 groups
+            down_block_types=("DownEncoderBlock2D",) * 2 + ("AttnDownEncoderBlock2D",),
+            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 2,
             latent_channels=4,
             num_vq_embeddings=12,
-            norm_num_groups=4,
             norm_type="spatial",
             vq_embed_dim=4,
         ),
@@ -570,12 +581,14 @@ CASES = (
         tiny_sana,
         reference(SanaPipeline, "guidance_scale", "max_sequence_length"),
         values={**GUIDED, "max_sequence_length": 64},
+        environment=small_shapes,
     ),
     case(
         "PixArt-Sigma",
         tiny_pixart,
         reference(PixArtSigmaPipeline, "guidance_scale", "max_sequence_length"),
         values={**GUIDED, "max_sequence_length": 64, "num_inference_steps": 3},
+        environment=small_shapes,
     ),
     case(
         "Lumina 2",

@@ -158,10 +158,10 @@ def _scheduler() -> FlowMatchEulerDiscreteScheduler:
 # --------------------------------------------------------------------------------- references
 
 
-def reference(directory: Path, spec: SampleSpec) -> np.ndarray:
+def reference(directory: Path, spec: SampleSpec, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """What the pipeline for the sample's task makes of it."""
     s, inputs = spec.sampling, spec.inputs
-    pipeline = _kind(directory, spec).from_pretrained(directory)
+    pipeline = _kind(directory, spec).from_pretrained(directory, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     pictures = [image(picture) for picture in inputs.images]
     if len(pictures) == 1:

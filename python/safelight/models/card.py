@@ -74,6 +74,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     patch: tuple[int, int, int]
     """Frames, rows and columns of pixels behind one transformer token (time as the VAE
     compresses it: the first frame stands alone)."""
+    rehearsed: bool = True
+    """Whether the ranks try it out before they serve; not where a picture costs money."""
     shards: int = 1
     """Ranks that share the tokens of one sample."""
     even_shards: bool = False

@@ -46,10 +46,20 @@ def is_id(model_path: str) -> bool:
 
 def cached(model: str, revision: str | None = None) -> Path | None:
     """The directory of a model that is in the local cache with all its files; asks nobody."""
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        directory = _snapshot(model, revision, local_files_only=True)
+        index = try_to_load_from_cache(model, _TOP[0], revision=revision)
+        if not isinstance(index, str):
+            return None
+        patterns = _patterns(checkpoint.read_json(Path(index)))
+        commit = Path(index).parent.name
+        directory = Path(
+            snapshot_download(
+                model, revision=commit, allow_patterns=patterns, local_files_only=True
+            )
+        )
         checkpoint.verify(directory, trust_remote_code=True)
     except (LocalEntryNotFoundError, HFValidationError, ConfigError):
         return None
@@ -70,38 +80,24 @@ def fetch(model: str, revision: str | None = None, on_progress: Progress | None 
     try:
         with _explained(model, revision):
             HfApi().model_info(model, revision=revision)  # asks once, where the rest would insist
-            return _snapshot(model, revision, on_progress=on_progress)
+            return _snapshot(model, revision, on_progress)
     except Unreachable:
         if (found := cached(model, revision)) is not None:
             return found
         raise
 
 
-def _snapshot(
-    model: str,
-    revision: str | None,
-    *,
-    local_files_only: bool = False,
-    on_progress: Progress | None = None,
-) -> Path:
+def _snapshot(model: str, revision: str | None, on_progress: Progress | None) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     meter = _Meter(on_progress)
-    first = hf_hub_download(
-        model, _TOP[0], revision=revision, local_files_only=local_files_only, tqdm_class=_bar(None)
-    )
-    index = Path(first)
+    index = Path(hf_hub_download(model, _TOP[0], revision=revision, tqdm_class=_bar(None)))
     patterns = _patterns(checkpoint.read_json(index))
     # Of the same commit, even if somebody pushes meanwhile.
     commit = index.parent.name
-    if not local_files_only:
-        _fetch_large(model, commit, patterns, meter)
+    _fetch_large(model, commit, patterns, meter)
     directory = snapshot_download(
-        model,
-        revision=commit,
-        allow_patterns=patterns,
-        local_files_only=local_files_only,
-        tqdm_class=_bar(meter),
+        model, revision=commit, allow_patterns=patterns, tqdm_class=_bar(meter)
     )
     return Path(directory)
 
@@ -179,7 +175,7 @@ def _fetch_one(
             return
         part = _partial(blob, file.size)
         continued = part.stat().st_size
-        with part.open("ab") as output:
+        with _freed_if_full(part), part.open("ab") as output:
             http_get(
                 hf_hub_url(model, file.path, revision=commit),
                 output,
@@ -192,6 +188,17 @@ def _fetch_one(
             part.unlink()  # it was of something else; snapshot_download fetches it whole
         else:
             part.replace(blob)
+
+
+@contextmanager
+def _freed_if_full(part: Path) -> Iterator[None]:
+    """A partial file is kept for the next time, but not where it would keep the disk full."""
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno in NO_SPACE:
+            part.unlink()
+        raise
 
 
 def _partial(blob: Path, size: int) -> Path:

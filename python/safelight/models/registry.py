@@ -45,6 +45,9 @@ FAMILIES = {
     "QwenImageInpaintPipeline": "safelight.models.qwen_image",
     "QwenImagePipeline": "safelight.models.qwen_image",
     "StableDiffusion3Pipeline": "safelight.models.sd3",
+    "StableDiffusionXLImg2ImgPipeline": "safelight.models.sdxl",
+    "StableDiffusionXLInpaintPipeline": "safelight.models.sdxl",
+    "StableDiffusionXLPipeline": "safelight.models.sdxl",
     "ZImagePipeline": "safelight.models.z_image",
 }
 """Pipeline class in `model_index.json` -> family package."""
@@ -57,8 +60,20 @@ PLUGINS = "safelight.families"
 """Entry-point group: name of a pipeline class -> package with a `spec` and an `adapter`."""
 
 
+SCHEMES = {"remote": "safelight.models.remote"}
+"""Model paths that begin so (``remote:…``) are no directories -> family package."""
+
+
+def scheme(model_path: str | Path) -> str | None:
+    """The package for a path of one of the `SCHEMES`; None for a directory or a hub id."""
+    name, colon, _ = str(model_path).partition(":")
+    return SCHEMES.get(name) if colon else None
+
+
 def model_directory(model_path: str) -> Path:
     """The directory a model path means. Raises `ConfigError` if it holds no pipeline."""
+    if scheme(model_path):
+        return Path(model_path)
     if model_path.startswith("builtin:"):
         try:
             return builtin_model(model_path.removeprefix("builtin:"))
@@ -110,7 +125,8 @@ def family_package(name: str) -> str:
 
 def _part(directory: Path, module: str) -> ModuleType:
     """A module of the family that runs the pipeline in `directory`; imported now."""
-    return importlib.import_module(f"{family_package(pipeline_class(directory))}.{module}")
+    package = scheme(directory) or family_package(pipeline_class(directory))
+    return importlib.import_module(f"{package}.{module}")
 
 
 def load_capabilities(config: EngineConfig) -> Capabilities:

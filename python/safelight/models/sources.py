@@ -53,9 +53,11 @@ def resolve(model: ModelConfig, downloading: Downloading | None = _silently) -> 
     what is on the hub and not in the cache. Resolving it again changes nothing. Raises
     `ConfigError`, or `Unavailable` if the hub cannot be reached.
     """
-    from safelight.models.registry import model_directory
+    from safelight.models.registry import model_directory, scheme
 
     refuse_contradictions(model)
+    if scheme(model.model_path):
+        return model  # nothing of it is here
     directory = model_directory(_local(model, downloading))
     given = components(model)
     for name, path in given.items():

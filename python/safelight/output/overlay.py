@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from safelight.errors import GenerationFailed
-from safelight.request import Inputs, Picture
+from safelight.models.inputs import image
+from safelight.request import Inputs
 
 
 def restore(pixels: NDArray[np.uint8], inputs: Inputs) -> NDArray[np.uint8]:
@@ -23,22 +23,11 @@ def restore(pixels: NDArray[np.uint8], inputs: Inputs) -> NDArray[np.uint8]:
     if inputs.mask is None:
         return pixels
     made = Image.fromarray(pixels)
-    original = _sized(_read(inputs.images[0]), made.size)
-    mask = _sized(_read(inputs.mask), made.size)
+    original = _sized(image(inputs.images[0]), made.size)
+    mask = _sized(image(inputs.mask), made.size)
     return np.asarray(Image.composite(made, original, mask))
 
 
 def _sized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """As the pipelines resize what they are given (diffusers' image processor)."""
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def _read(picture: Picture) -> Image.Image:
-    shape = (picture.height, picture.width) + ((3,) if picture.mode == "RGB" else ())
-    try:
-        return Image.fromarray(np.fromfile(picture.path, np.uint8).reshape(shape))
-    except (OSError, ValueError) as failure:
-        raise GenerationFailed(
-            "The input picture is gone, so what lies outside the mask cannot be restored.",
-            code="input_lost",
-        ) from failure

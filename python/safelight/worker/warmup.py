@@ -28,6 +28,8 @@ CHEAP = 2_000
 @torch.inference_mode()
 def warm_up(family: Family, card: ModelCard, mesh: Mesh) -> tuple[Timing, ...]:
     """Run a step of every kind at the smallest size, and at the default size if it is cheap."""
+    if not card.rehearsed:
+        return ()
     with tempfile.TemporaryDirectory(prefix="safelight-warmup-") as directory:
         sizes = (_smallest(card, Path(directory)), _default(card, Path(directory)))
         timings = [

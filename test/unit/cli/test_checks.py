@@ -110,7 +110,7 @@ def test_a_model_without_weights(tmp_path: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     check = checks.model(config(model_path=str(tmp_path)))
-    assert (check.status, "no weights" in check.found) == ("fail", True)
+    assert (check.status, "safetensors is missing" in check.found) == ("fail", True)
 
 
 @pytest.mark.parametrize(

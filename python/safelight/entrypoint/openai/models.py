@@ -13,6 +13,7 @@ from safelight import fields
 from safelight.entrypoint import schema
 from safelight.entrypoint.body import Body
 from safelight.entrypoint.context import Manager, ParsedBody
+from safelight.errors import InvalidRequest
 from safelight.manager.manager import RequestManager
 from safelight.models.card import ALWAYS, ModelCard
 
@@ -30,7 +31,7 @@ async def page(manager: Manager) -> schema.ModelList:
 class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/models/load` and `/unload`."""
 
-    model: Annotated[str, Meta(description="Name of a model of this server.")]
+    model: Annotated[str, Meta(description="Name of a model of this server.")] = ""
 
 
 @router.post("/load", openapi_extra={"requestBody": schema.body_of(ModelBody)})
@@ -51,7 +52,10 @@ async def unload(body: ParsedBody, manager: Manager) -> schema.ModelObject:
 
 
 def _named(body: Body, manager: RequestManager) -> ModelCard:
-    return manager.card(fields.convert(ModelBody, body.values, strict=body.strict).model)
+    name = fields.convert(ModelBody, body.values, strict=body.strict).model
+    if not name:
+        raise InvalidRequest("'model' is missing: name the model.", param="model")
+    return manager.card(name)
 
 
 @router.get("/{model_id:path}")

@@ -49,7 +49,7 @@ SHARED = (
 )
 """What the calls of all samples use: it is not written to, or only within one step."""
 
-NOTHING_YET = torch.zeros(0)
+NOTHING_YET = torch.zeros(1)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,7 +72,7 @@ class GenericSession:
 
     @property
     def latents(self) -> torch.Tensor:
-        """As the pipeline shows them after a step; empty before, or if it never does."""
+        """As the pipeline shows them after a step; a zero before, or if it never does."""
         found = self.course.latents
         return NOTHING_YET if found is None else found
 

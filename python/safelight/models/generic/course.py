@@ -129,7 +129,8 @@ class Bar:
         pass
 
     def __iter__(self) -> Iterator[Any]:
-        for item in self._iterable or ():
+        assert self._iterable is not None, "a progress bar of a total is not looped over"
+        for item in self._iterable:
             yield item
             self._step(1)
 

@@ -27,7 +27,7 @@ from safelight.models.inputs import image
 from safelight.models.loading import load_pipeline, weight_bytes
 from safelight.models.ltx2.compression import compressed
 from safelight.models.ltx2.guidance import PERTURBED_BLOCKS, SOUND_SCALE, Predictions, guided
-from safelight.models.ltx2.sessions import Conditioning, LTX2Session, Text
+from safelight.models.ltx2.sessions import Conditioning, LTX2Session, Text, behind, rows
 from safelight.models.plans import plan_of
 from safelight.models.prompts import PromptCache
 from safelight.models.samplers import own
@@ -83,12 +83,12 @@ class LTX2Family:
         embeds, mask, negative_embeds, negative_mask = self.pipeline.encode_prompt(
             prompt=prompt, negative_prompt=negative, max_sequence_length=length, device=self.device
         )
-        rows = self.pipeline.connectors(
+        pair = self.pipeline.connectors(
             torch.cat([negative_embeds, embeds]),
             torch.cat([negative_mask, mask]),
             padding_side=self.pipeline.tokenizer.padding_side,
         )
-        base, prompted = zip(*(tensor.split(1) for tensor in rows), strict=True)
+        base, prompted = zip(*(tensor.split(1) for tensor in pair), strict=True)
         return Text(*prompted), Text(*base)
 
     def _first_tokens(self, picture: Picture, sampling: Sampling) -> torch.Tensor:
@@ -118,7 +118,7 @@ class LTX2Family:
         latents = self._noise(sampling, generator)
         sound = self._sound_noise(sampling, generator)
         if (first := conditioning.first) is not None:
-            latents = torch.cat([first, latents[:, first.shape[1] :]], dim=1)
+            latents = behind(first, latents[:, first.shape[1] :])
         scheduler = self._scheduler(sampling, latents.shape[1])
         grid = self._grid(sampling)
         rope, sound_rope = self.transformer.rope, self.transformer.audio_rope
@@ -190,8 +190,8 @@ class LTX2Family:
     # --------------------------------------------------------------------------------- the steps
 
     def step(self, batch: Sequence[LTX2Session]) -> None:
-        rows = zip(batch, *self._halves(batch), *self._weakened(batch), strict=True)
-        for session, *predictions in rows:
+        predicted = zip(batch, *self._halves(batch), *self._weakened(batch), strict=True)
+        for session, *predictions in predicted:
             self._advance(session, predictions)
 
     def _halves(self, batch: Sequence[LTX2Session]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,8 +201,8 @@ class LTX2Family:
         if self._guidance.split:
             mine = negative if self._guidance.unconditional else positive
             return self._guidance.exchange(self._forward("cond_uncond", batch, mine))
-        rows = self._forward("cond_uncond", [*batch, *batch], [*negative, *positive])
-        return rows[len(batch) :], rows[: len(batch)]
+        both = self._forward("cond_uncond", [*batch, *batch], [*negative, *positive])
+        return both[len(batch) :], both[: len(batch)]
 
     def _weakened(self, batch: Sequence[LTX2Session]) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictions with attention left out, and with video and sound apart."""
@@ -230,30 +230,30 @@ class LTX2Family:
     ) -> torch.Tensor:
         """One forward; a row has the velocities of the video and of the sound behind one another,
         flat, float32."""
-        latents = torch.cat([s.latents for s in batch]).to(self._text_dtype)
-        sound = torch.cat([s.sound for s in batch]).to(self._text_dtype)
+        latents = rows([s.latents for s in batch]).to(self._text_dtype)
+        sound = rows([s.sound for s in batch]).to(self._text_dtype)
         sigmas = torch.stack([s.timestep for s in batch])
-        mask = torch.cat([text.mask for text in texts])
-        frames, rows, columns = batch[0].grid
+        mask = rows([text.mask for text in texts])
+        frames, height, width = batch[0].grid
         self._sequence.prepare(latents.shape[1], mask.shape[1])
         with self.transformer.cache_context(context):
             video, audio = self.transformer(
                 hidden_states=latents,
                 audio_hidden_states=sound,
-                encoder_hidden_states=torch.cat([text.video for text in texts]),
-                audio_encoder_hidden_states=torch.cat([text.sound for text in texts]),
+                encoder_hidden_states=rows([text.video for text in texts]),
+                audio_encoder_hidden_states=rows([text.sound for text in texts]),
                 timestep=self._timesteps(batch, sigmas),
                 audio_timestep=sigmas,
                 sigma=sigmas,
                 encoder_attention_mask=mask,
                 audio_encoder_attention_mask=mask,
                 num_frames=frames,
-                height=rows,
-                width=columns,
+                height=height,
+                width=width,
                 fps=float(batch[0].spec.sampling.fps),
                 audio_num_frames=sound.shape[1],
-                video_coords=torch.cat([s.places for s in batch]),
-                audio_coords=torch.cat([s.moments for s in batch]),
+                video_coords=rows([s.places for s in batch]),
+                audio_coords=rows([s.moments for s in batch]),
                 isolate_modalities=isolated,
                 spatio_temporal_guidance_blocks=blocks,
                 use_cross_timestep=True,
@@ -291,7 +291,7 @@ class LTX2Family:
 
     def _unpacked(self, sessions: Sequence[LTX2Session]) -> torch.Tensor:
         """[samples, channels, latent frames, latent height, latent width]"""
-        packed = torch.cat([s.latents for s in sessions])
+        packed = rows([s.latents for s in sessions])
         patch = self.transformer.config.patch_size
         unpacked: torch.Tensor = self.pipeline._unpack_latents(packed, *sessions[0].grid, patch, 1)
         return unpacked
@@ -317,7 +317,7 @@ class LTX2Family:
     def _sounds(self, sessions: Sequence[LTX2Session]) -> Sequence[Any]:
         """float32 [samples, channels] of each."""
         pipeline, vae = self.pipeline, self.pipeline.audio_vae
-        latents = torch.cat([s.sound for s in sessions])
+        latents = rows([s.sound for s in sessions])
         latents = pipeline._denormalize_audio_latents(latents, vae.latents_mean, vae.latents_std)
         bins = vae.config.mel_bins // pipeline.audio_vae_mel_compression_ratio
         latents = pipeline._unpack_audio_latents(latents, latents.shape[1], num_mel_bins=bins)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from safelight.models.session import Denoising
+
+
+def rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One batch of several. A single one stays as it lies in memory, on which its bits depend."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def behind(first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Tokens [1, first, channels] before [1, rest, channels]; channel by channel in memory, as the
+    pipeline packs them."""
+    return torch.cat([first.mT, rest.mT], dim=2).mT
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,6 @@ class LTX2Session(Denoising):
         moved = self.scheduler.step(
             video[:, held:], now, self.latents[:, held:], return_dict=False
         )[0]
-        self.latents = torch.cat([self.latents[:, :held], moved], dim=1)
+        self.latents = behind(self.latents[:, :held], moved) if held else moved
         self.sound = self.sound_scheduler.step(sound, now, self.sound, return_dict=False)[0]
         self.index += 1

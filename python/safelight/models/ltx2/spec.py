@@ -13,6 +13,7 @@ from typing import Any
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models import plans, specs
 from safelight.models.card import NOTHING, ModelCard, Range
+from safelight.models.registry import read_json
 from safelight.parallel.layout import Capabilities
 from safelight.request import Inputs, Sampling, Task
 
@@ -28,6 +29,7 @@ class LTX2Card(ModelCard, frozen=True, kw_only=True):
     """Latents of the sound in a second."""
     text_step: int
     """Prompts are filled up with registers, as many as this or a multiple of it."""
+    least_steps: int
 
     def batch_key(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> str:
         # How long the sound is depends on the frame rate; the picture has the size of the video.
@@ -35,6 +37,12 @@ class LTX2Card(ModelCard, frozen=True, kw_only=True):
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
+        if sampling.num_inference_steps < self.least_steps:
+            raise InvalidRequest(
+                f"'num_inference_steps' is {sampling.num_inference_steps}; the sampler of "
+                f"{self.name} stretches its noise levels and needs {self.least_steps}.",
+                param="num_inference_steps",
+            )
         self._check_sound(sampling)
         self._check_text(sampling.max_sequence_length)
 
@@ -67,6 +75,7 @@ def card(directory: Path, name: str) -> LTX2Card:
     """The card of the pipeline in `directory`."""
     transformer, vae = (specs.config(directory, part) for part in ("transformer", "vae"))
     sound, connectors = (specs.config(directory, part) for part in ("audio_vae", "connectors"))
+    sampler = read_json(directory / "scheduler" / "scheduler_config.json")
     _refuse_variants(transformer, directory)
     spatial, temporal = _compression(vae)
     patch, patch_t = transformer.get("patch_size", 1), transformer.get("patch_size_t", 1)
@@ -107,6 +116,7 @@ def card(directory: Path, name: str) -> LTX2Card:
         / sound.get("mel_hop_length", 160)
         / SOUND_COMPRESSION,
         text_step=math.lcm(*registers),
+        least_steps=2 if sampler.get("shift_terminal") else 1,
     )
 
 

@@ -250,9 +250,9 @@ class QwenImageFamily:
             noise, base = self._exchanged(batch, positive, other)
             return noise, [b if g else None for b, g in zip(base, guided, strict=True)]
         if len(batch) == 1:
-            noise = self._forward("cond", batch, positive)
+            alone = self._forward("cond", batch, positive)
             bases = [n if n is None else self._forward("uncond", batch, [n]) for n in negative]
-            return [noise], bases
+            return [alone], bases
         rows = self._forward(
             "batch",
             [*batch, *(s for s, g in zip(batch, guided, strict=True) if g)],

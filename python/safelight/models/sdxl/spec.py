@@ -190,8 +190,8 @@ def _refuse_variants(
     if unet["in_channels"] not in (LATENT, REPAINTING) or vae["latent_channels"] != LATENT:
         raise ConfigError(
             f"The UNet in {directory} takes {unet['in_channels']} channels and its latents have "
-            f"{vae['latent_channels']}. UNets of {LATENT}, and of {REPAINTING} for inpainting, run, "
-            f"on latents of {LATENT}."
+            f"{vae['latent_channels']}. UNets of {LATENT}, and of {REPAINTING} for inpainting, "
+            f"run, on latents of {LATENT}."
         )
     if unet.get("addition_embed_type") != "text_time":
         raise ConfigError(

@@ -65,7 +65,7 @@ def heard(result: Any) -> np.ndarray:
         (TEXT, {}),
         (TEXT, {"guidance_scale": 1.0, "num_inference_steps": 2}),
         (TEXT, {"num_frames": 17, "fps": 30, "width": 96, "num_inference_steps": 2}),
-        (TEXT, {"num_frames": 1, "max_sequence_length": 64, "num_inference_steps": 1}),
+        (TEXT, {"num_frames": 1, "max_sequence_length": 64, "num_inference_steps": 2}),
         (PICTURE, {}),
         (PICTURE, {"num_frames": 1, "num_inference_steps": 2}),
     ],
@@ -91,7 +91,7 @@ def test_the_sound_follows_prompt_seed_and_rate(family: LTX2Family, model: Path)
     _, other_noise = made(family, cases.sample(TEXT, model, num_inference_steps=2, seed=8))
     _, slower = made(family, cases.sample(TEXT, model, num_inference_steps=2, fps=12))
     assert np.abs(base - other_words).max() > 1e-3
-    assert np.abs(base - other_noise).max() > 0.1
+    assert np.abs(base - other_noise).max() > 0.01
     assert len(base) < len(slower)
     assert family.pipeline.vocoder.config.output_sampling_rate == zoo_ltx2.RATE
 

@@ -240,18 +240,19 @@ def test_prompts_and_pictures_are_encoded_once(directory: Path, family: ZImageFa
 
 
 @pytest.mark.parametrize(
-    "layout",
+    ("collective", "layout"),
     [
-        (("ulysses_degree", 2), ("tp_size", 2), ("vae_parallel", "on")),
-        (("cfg_parallel_size", 2), ("vae_parallel", "on")),
+        ("ulysses.all_to_all", (("ulysses_degree", 2), ("tp_size", 2), ("vae_parallel", "on"))),
+        ("cfg.all_gather", (("cfg_parallel_size", 2), ("vae_parallel", "on"))),
     ],
     ids=["ulysses", "cfg"],
 )
 def test_two_ranks_share_a_mixed_batch(
-    directory: Path, two_ranks: RankPool, layout: parity.Settings
+    directory: Path, two_ranks: RankPool, collective: str, layout: parity.Settings
 ) -> None:
     specs, one = mixed(directory), (("model_path", str(directory)),)
     expected, _, _ = parity.generate(0, one, specs, True)
-    for latents, _, _ in two_ranks.run(parity.generate, (*one, *layout), specs, True):
+    for latents, _, sent in two_ranks.run(parity.generate, (*one, *layout), specs, True):
+        assert sent[collective] > 0
         for mine, reference in zip(latents, expected, strict=True):
             assert np.abs(mine - reference).max() <= TOLERANCE

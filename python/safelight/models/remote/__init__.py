@@ -1,0 +1,1 @@
+"""Models that somebody else runs, behind an OpenAI-compatible or a Gemini image API."""
