@@ -17,6 +17,7 @@ from safelight import config as configuration
 from safelight.entrypoint.app import create_app
 from safelight.entrypoint.server import HttpServer, address_of, listen
 from safelight.manager.manager import RequestManager
+from safelight.models.card import ModelCard
 
 T = TypeVar("T")
 
@@ -35,11 +36,16 @@ class Stack:
 
 @contextmanager
 def running(
-    data: Path, *, automatic: bool = True, ready: bool = True, **settings: Any
+    data: Path,
+    *,
+    automatic: bool = True,
+    ready: bool = True,
+    card: ModelCard = CARD,
+    **settings: Any,
 ) -> Iterator[Stack]:
     """Serve from the data directory `data` until the block ends."""
     config = configuration.build(
-        {"served_model_name": CARD.name, "data_dir": str(data), "port": 0, **settings}
+        {"served_model_name": card.name, "data_dir": str(data), "port": 0, **settings}
     )
     run_dir = Path(tempfile.mkdtemp(prefix="sl-"))  # short, as socket paths must be
     started = threading.Event()
@@ -49,7 +55,7 @@ def running(
         peer = EnginePeer(run_dir, automatic=automatic)
         peer.ready = ready
         await peer.start()
-        manager = RequestManager(config, {CARD.name: CARD}, run_dir)
+        manager = RequestManager(config, {card.name: card}, run_dir)
         await manager.start()
         listener = listen(config.server.host, config.server.port)
         url = address_of(listener)

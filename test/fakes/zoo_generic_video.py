@@ -46,8 +46,8 @@ def tiny_mochi(directory: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
         vae=AutoencoderKLMochi(
             latent_channels=12,
-            encoder_block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
+            encoder_block_out_channels=(32, 32, 32, 32),  # its norms have 32 groups
+            decoder_block_out_channels=(32, 32, 32, 32),
             layers_per_block=(1, 1, 1, 1, 1),
         ),
         text_encoder=t5(),

@@ -272,11 +272,12 @@ def safetensors_header(path: Path) -> dict[str, Tensor]:
         tensors = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in raw.items()}
     except (ValueError, msgspec.DecodeError) as failure:
         raise broken(path, f"is not a safetensors file: {failure}", _AGAIN) from failure
-    _check_ranges(path, tensors, size - 8 - length)
+    _check_ranges(path, tensors, 8 + length, size)
     return tensors
 
 
-def _check_ranges(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:
+def _check_ranges(path: Path, tensors: Mapping[str, Tensor], start: int, size: int) -> None:
+    """The tensors lie one behind the other, from `start` to the end of the file."""
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         first, last = tensor.data_offsets
@@ -284,10 +285,10 @@ def _check_ranges(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:
         if first != end or (bits and (last - first) * 8 != tensor.elements * bits):
             raise broken(path, f"is not a safetensors file: {name} has a wrong place", _AGAIN)
         end = last
-    if end > size:
-        raise _cut(path, size, end)
-    if end < size:
-        raise broken(path, f"has {size - end} bytes too many", _AGAIN)
+    if start + end > size:
+        raise _cut(path, size, start + end)
+    if start + end < size:
+        raise broken(path, f"has {size - start - end} bytes too many", _AGAIN)
 
 
 def _cut(path: Path, found: int, expected: int) -> ConfigError:

@@ -87,6 +87,7 @@ class Flux2Family:
         self.dtype = self.transformer.dtype
         self._prompts = PromptCache(config.model.prompt_cache_entries)
         self._pictures = PromptCache(config.model.prompt_cache_entries)
+        self._ids: dict[int, torch.Tensor] = {}
 
     def describe(self) -> str:
         return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
@@ -221,12 +222,19 @@ class Flux2Family:
                 timestep=timesteps / 1000,
                 guidance=torch.cat(guidance) if guidance else None,
                 encoder_hidden_states=text,
-                txt_ids=self.pipeline._prepare_text_ids(text[:1]).to(self.device),
+                txt_ids=self._text_ids(text),
                 img_ids=sessions[0].image_ids,
                 return_dict=False,
             )[0]
         tokens: torch.Tensor = noise[:, : sessions[0].latents.shape[1]]
         return tokens
+
+    def _text_ids(self, text: torch.Tensor) -> torch.Tensor:
+        """Positions of the words, [1, max_sequence_length, 4]; made on the host, so kept."""
+        length = text.shape[1]
+        if length not in self._ids:
+            self._ids[length] = self.pipeline._prepare_text_ids(text[:1]).to(self.device)
+        return self._ids[length]
 
     # -------------------------------------------------------------------------------------- the end
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import diffusers
 import pytest
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import (
+    CONDITION_IMAGE_SIZE,
+    VAE_IMAGE_SIZE,
+    calculate_dimensions,
+)
 
 from fakes import zoo_qwen
 from fakes.cases import card_of
@@ -86,6 +90,7 @@ def test_the_defaults_are_the_pipelines(
 @pytest.mark.parametrize("area", [spec.AREA, spec.CONDITION_AREA])
 def test_pictures_are_scaled_as_diffusers_scales_them(size: tuple[int, int], area: int) -> None:
     (picture,) = pictures(size).images
+    assert (spec.AREA, spec.CONDITION_AREA) == (VAE_IMAGE_SIZE, CONDITION_IMAGE_SIZE)
     assert spec.scaled(picture, area) == calculate_dimensions(area, size[0] / size[1])
 
 

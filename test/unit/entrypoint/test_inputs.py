@@ -1,0 +1,225 @@
+"""Input pictures over HTTP: every way to send them, what is made of them, what is left of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from fakes import stack
+from fakes.engine_peer import CARD
+from safelight.models.card import Range
+
+EDIT, VIDEO = "/v1/images/edits", "/v1/videos"
+EDITOR = msgspec.structs.replace(
+    CARD,
+    tasks=("text-to-image", "image-to-image", "inpainting", "text-to-video", "image-to-video"),
+    parameters=("strength",),
+    max_images=2,
+    defaults={**CARD.defaults, "strength": 0.5},
+    width=Range(16, 256, 16),
+    height=Range(16, 256, 16),
+)
+SIZE = (8, 6)
+
+
+@pytest.fixture(scope="module")
+def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.Stack]:
+    data = tmp_path_factory.mktemp("data")
+    with stack.running(data, card=EDITOR, max_input_pixels=1000) as running:
+        yield running
+
+
+@pytest.fixture
+def client(editor: stack.Stack) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=editor.base_url, timeout=30) as client:
+        yield client
+
+
+def png(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = SIZE) -> bytes:
+    channels = {"RGB": 3, "RGBA": 4}[mode]
+    shape = (size[1], size[0], channels)
+    pixels = np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def pixels(data: bytes) -> bytes:
+    return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+class Seen:
+    """The newest sample the scheduler got."""
+
+    def __init__(self, editor: stack.Stack) -> None:
+        self.spec = editor.peer.specs[-1]
+        self.tasks = self.spec.task
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [picture.size for picture in self.spec.inputs.images]
+
+
+PICTURE = png(1)
+WAYS: list[dict[str, Any]] = [
+    {"data": {"prompt": "x"}, "files": {"image": ("a.png", PICTURE, "image/png")}},
+    {"data": {"prompt": "x"}, "files": [("image[]", ("a.png", PICTURE, "image/png"))]},
+    {"json": {"prompt": "x", "image": f"data:image/png;base64,{text(PICTURE)}"}},
+    {"json": {"prompt": "x", "image": text(PICTURE)}},
+    {"json": {"prompt": "x", "images": [{"image_url": f"data:;base64,{text(PICTURE)}"}]}},
+    {"json": {"prompt": "x", "image_url": {"url": f"data:;base64,{text(PICTURE)}"}}},
+]
+
+
+@pytest.mark.parametrize("body", WAYS)
+def test_every_way_to_send_a_picture(
+    client: httpx2.Client, editor: stack.Stack, body: dict[str, Any]
+) -> None:
+    assert client.post(EDIT, **body).status_code == 200
+    seen = Seen(editor)
+    assert seen.spec.task == "image-to-image"
+    assert seen.sizes == [SIZE]
+
+
+def test_ranks_find_the_pixels_and_they_go_with_the_job(manual_editor: stack.Stack) -> None:
+    with httpx2.Client(base_url=manual_editor.base_url, timeout=30) as client:
+        answer = client.post(
+            VIDEO, data={"prompt": "x"}, files={"input_reference": ("a.png", PICTURE)}
+        )
+        assert answer.status_code == 200, answer.text
+        (spec,) = manual_editor.call(manual_editor.peer.submitted())
+        (picture,) = spec.inputs.images
+        assert Path(picture.path).read_bytes() == pixels(PICTURE)
+        assert client.delete(f"{VIDEO}/{answer.json()['id']}").status_code == 200
+    assert not Path(picture.path).parent.exists()
+
+
+@pytest.fixture
+def manual_editor(tmp_path: Path) -> Iterator[stack.Stack]:
+    with stack.running(tmp_path / "data", automatic=False, card=EDITOR) as running:
+        yield running
+
+
+def test_pictures_of_a_finished_job_are_not_kept(
+    client: httpx2.Client, editor: stack.Stack
+) -> None:
+    answer = client.post(EDIT, json={"prompt": "x", "image": text(PICTURE)})
+    (picture,) = Seen(editor).spec.inputs.images
+    assert not Path(picture.path).exists()
+    assert client.get(f"/v1/images/{answer.json()['id']}/content").status_code == 200
+
+
+def test_an_unfinished_job_finds_its_pictures_after_a_restart(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with (
+        stack.running(data, automatic=False, card=EDITOR) as before,
+        httpx2.Client(base_url=before.base_url, timeout=30) as client,
+    ):
+        body = {"prompt": "x", "input_reference": text(PICTURE)}
+        assert client.post(VIDEO, json=body).status_code == 200
+    with stack.running(data, automatic=False, card=EDITOR) as after:
+        (spec,) = after.call(after.peer.submitted())
+        (picture,) = spec.inputs.images
+        assert Path(picture.path).read_bytes() == pixels(PICTURE)
+
+
+def test_a_picture_makes_a_video_where_one_is_asked_for(
+    client: httpx2.Client, editor: stack.Stack
+) -> None:
+    body = {"prompt": "x", "input_reference": text(PICTURE)}
+    job = client.post(VIDEO, json=body).json()["id"]
+    editor.call(editor.manager.wait(job))
+    assert Seen(editor).spec.task == "image-to-video"
+
+
+@pytest.mark.parametrize("own_mask", [True, False])
+def test_a_mask_or_transparency_means_inpainting(
+    client: httpx2.Client, editor: stack.Stack, own_mask: bool
+) -> None:
+    image = png(2, "RGB" if own_mask else "RGBA")
+    files = {"image": ("a.png", image)} | ({"mask": ("m.png", png(3, "RGBA"))} if own_mask else {})
+    assert client.post(EDIT, data={"prompt": "x"}, files=files).status_code == 200
+    seen = Seen(editor)
+    assert seen.spec.task == "inpainting"
+    assert seen.spec.inputs.mask is not None
+    assert seen.spec.inputs.mask.size == SIZE
+    assert seen.spec.delivery.outside == seen.spec.inputs
+
+
+def test_two_pictures_keep_their_order(client: httpx2.Client, editor: stack.Stack) -> None:
+    files = [
+        ("image[]", ("a.png", png(4, size=(8, 6)))),
+        ("image[]", ("b.png", png(5, size=(4, 4)))),
+    ]
+    assert client.post(EDIT, data={"prompt": "x"}, files=files).status_code == 200
+    assert Seen(editor).sizes == [(8, 6), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param", "said"),
+    [
+        (EDIT, {}, "image", "missing"),
+        (EDIT, {"image": "http://10.0.0.1/a.png"}, "image", "does not fetch"),
+        (EDIT, {"image": "%%%"}, "image", "neither"),
+        (EDIT, {"image": 7}, "image", "not a picture"),
+        (EDIT, {"image": text(b"<svg/>")}, "image", "not a PNG"),
+        (EDIT, {"image": text(PICTURE[:60])}, "image", "broken"),
+        (EDIT, {"image": text(png(size=(40, 40)))}, "image", "1600 pixels"),
+        (EDIT, {"images": [text(PICTURE)] * 3}, "image", "at most 2"),
+        (EDIT, {"image": text(PICTURE), "mask": text(png(size=(4, 4)))}, "mask", "4x4"),
+        (EDIT, {"image": text(PICTURE), "strength": 3}, "strength", "got 3"),
+        (VIDEO, {"mask": text(PICTURE)}, "mask", "without an image"),
+        (
+            VIDEO,
+            {"input_reference": text(PICTURE), "mask": text(PICTURE)},
+            "model",
+            "cannot make video from a mask",
+        ),
+        (EDIT, {"image": text(PICTURE), "size": "100x64"}, "size", "96 or 112"),
+        (EDIT, {"image": text(PICTURE), "seed": [1, 2]}, "seed", "2 seeds for 1"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    client: httpx2.Client, route: str, fields: dict[str, Any], param: str, said: str
+) -> None:
+    answer = client.post(route, json={"prompt": "x", **fields})
+    assert answer.status_code == 400, answer.text
+    failure = answer.json()["error"]
+    assert failure["param"] == param
+    assert said in failure["message"]
+
+
+def test_sizes_are_rounded_on_request(client: httpx2.Client, editor: stack.Stack) -> None:
+    body = {"prompt": "x", "image": text(PICTURE), "size": "100x66", "round_size": True}
+    assert client.post(EDIT, json=body).json()["size"] == "96x64"
+    sampling = Seen(editor).spec.sampling
+    assert (sampling.width, sampling.height) == (96, 64)
+
+
+def test_seeds_may_be_listed(client: httpx2.Client, editor: stack.Stack) -> None:
+    answer = client.post("/v1/images/generations", json={"prompt": "x", "n": 3, "seed": [9, 2, 9]})
+    assert answer.json()["seeds"] == [9, 2, 9]
+    assert [spec.sampling.seed for spec in editor.peer.specs[-3:]] == [9, 2, 9]
+
+
+def test_a_model_that_takes_no_picture_says_so(tmp_path: Path) -> None:
+    with (
+        stack.running(tmp_path / "data") as plain,
+        httpx2.Client(base_url=plain.base_url, timeout=30) as client,
+    ):
+        answer = client.post(EDIT, json={"prompt": "x", "image": text(PICTURE)})
+    assert answer.status_code == 400
+    assert "cannot make image from an input image" in answer.json()["error"]["message"]
