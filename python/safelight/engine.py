@@ -38,6 +38,7 @@ from safelight.manager.building import build_request
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.manager.media import Media, decode
+from safelight.models import sources
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_cards
 from safelight.request import GenerationRequest, MediaFormat, Output
@@ -109,7 +110,7 @@ class Engine:
         on_starting: OnStarting | None = None,
         on_plan: Callable[[PlanDone], None] | None = None,
     ) -> None:
-        self.config, self.cards = load_cards(config or EngineConfig())
+        self.config, self.cards = load_cards(sources.prepare(config or EngineConfig()))
         self._http = http
         self._on_starting = on_starting
         self._on_plan = on_plan

@@ -126,7 +126,7 @@ def serving(models: dict[str, Path]) -> Iterator[Hub]:
                 self.send(data[start:], large=is_large(path))
 
         def send(self, data: bytes, *, large: bool) -> None:
-            if large and hub.stops_after is not None:
+            if large and hub.stops_after is not None and len(data) > hub.stops_after:
                 self.wfile.write(data[: hub.stops_after])
                 self.wfile.flush()
                 hub.stopped.set()

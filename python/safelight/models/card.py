@@ -58,6 +58,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[Task, ...]
     parameters: tuple[str, ...] = ()
     """Fields of `Sampling` that have an effect, beside `ALWAYS`; others are refused."""
+    min_images: int = 1
+    """Fewest input pictures of a request that is made from pictures."""
     max_images: int = 0
     """Most input pictures of a request."""
     defaults: dict[str, Any]

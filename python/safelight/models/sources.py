@@ -59,6 +59,8 @@ def resolve(model: ModelConfig, downloading: Downloading | None = _silently) -> 
     if scheme(model.model_path):
         return model  # nothing of it is here
     directory = model_directory(_local(model, downloading))
+    if model.quantization != "none":
+        _check_transformer(directory, model.quantization)
     given = components(model)
     for name, path in given.items():
         _check_component(directory, name, path)
@@ -125,6 +127,16 @@ def refuse_contradictions(model: ModelConfig) -> None:
                 "transformer. Give one of them.",
                 param="quantization",
             )
+
+
+def _check_transformer(directory: Path, quantization: str) -> None:
+    index = checkpoint.read_json(directory / "model_index.json")
+    if not any(name.startswith("transformer") for name, _, _ in checkpoint.components(index)):
+        raise ConfigError(
+            f"--quantization {quantization} is of transformers, and {directory} has none. Leave it "
+            "out.",
+            param="quantization",
+        )
 
 
 # -------------------------------------------------------------------------------- other components
@@ -239,6 +251,7 @@ def precisions(model: ModelConfig, *, cuda: bool) -> dict[str, Precision]:
         "transformer_2": transformer,
         **each,
         "vae": _or(model.vae_precision, "fp32"),
+        "image_encoder": "fp32",  # small, and what it sees is in everything
         "default": transformer,
     }
 

@@ -64,7 +64,7 @@ def _resolved(card: ModelCard, values: dict[str, int], directory: Path) -> Size 
     """None if it cannot be made here: the ranks cannot share so few tokens."""
     task = _task(card)
     filled = card.fill(values, task=task)
-    inputs = grey(task, filled.width, filled.height, directory)
+    inputs = grey(task, filled.width, filled.height, card.min_images, directory)
     values = {"width": filled.width, "height": filled.height, **values, "num_inference_steps": 2}
     if task in TASKS["image"]:
         values["num_frames"] = 1
@@ -74,8 +74,8 @@ def _resolved(card: ModelCard, values: dict[str, int], directory: Path) -> Size 
         return None
 
 
-def grey(task: Task, width: int, height: int, directory: Path) -> Inputs:
-    """Pictures of this size, if the task needs some."""
+def grey(task: Task, width: int, height: int, count: int, directory: Path) -> Inputs:
+    """`count` pictures of this size, if the task needs some."""
     if task.startswith("text"):
         return Inputs()
     image, mask = directory / f"{width}x{height}.rgb", directory / f"{width}x{height}.l"
@@ -85,7 +85,7 @@ def grey(task: Task, width: int, height: int, directory: Path) -> Inputs:
     white = Picture(
         path=str(mask), width=width, height=height, mode="L", digest=f"white {mask.name}"
     )
-    return Inputs(images=(picture,), mask=white if task == "inpainting" else None)
+    return Inputs(images=(picture,) * count, mask=white if task == "inpainting" else None)
 
 
 def _time(

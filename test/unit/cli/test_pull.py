@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def pull(
         check=False,
         preexec_fn=limited,
     )
+
+
+def blobs(home: Path) -> Path:
+    """Where the cache keeps the files of the model, by what is in them."""
+    return home / "hub" / f"models--{MODEL.replace('/', '--')}" / "blobs"
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
@@ -191,8 +197,10 @@ def test_an_interrupted_file_is_continued(
         command, env=environment(hub, home), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
         assert hub.stopped.wait(60)
-        while not [p for p in home.rglob("*.incomplete") if p.stat().st_size == 2 * CHUNK]:
+        part = blobs(home) / f"{etag(model / LARGE)}.safelight.incomplete"
+        while not (part.exists() and part.stat().st_size == 2 * CHUNK):
             assert run.poll() is None
+            time.sleep(0.05)
         run.send_signal(number)
         out, said = run.communicate()
     assert run.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
@@ -210,9 +218,10 @@ def test_a_part_of_something_else_is_not_continued_into_rubbish(
     hub: Hub, home: Path, model: Path
 ) -> None:
     content = enlarge(model)
-    blobs = home / "hub" / f"models--{MODEL.replace('/', '--')}" / "blobs"
-    blobs.mkdir(parents=True)
-    (blobs / f"{etag(model / LARGE)}.safelight.incomplete").write_bytes(b"not the beginning of it")
+    blobs(home).mkdir(parents=True)
+    (blobs(home) / f"{etag(model / LARGE)}.safelight.incomplete").write_bytes(
+        b"not the beginning of it"
+    )
     done = pull(hub, home)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip(), LARGE).read_bytes() == content

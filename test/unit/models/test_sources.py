@@ -136,6 +136,17 @@ def test_quantizations_that_contradict_each_other(tmp_path: Path) -> None:
         resolve(model)
 
 
+def test_a_model_without_a_transformer_is_not_quantized(
+    tiny_wan_directory: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tiny_wan_directory, tmp_path / "copy"))
+    index = json.loads((copy / "model_index.json").read_text())
+    del index["transformer"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="is of transformers, and .* has none"):
+        resolve(settings(model_path=str(copy), quantization="fp8-storage"))
+
+
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'safelight\[quantization\]'"):

@@ -105,14 +105,11 @@ def test_samples_that_are_no_numbers_fail_their_clip(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- descriptors
 
 
-@pytest.mark.parametrize("shape", [(100, 1), (100, 2), (49, 2), (51, 2)])
+@pytest.mark.parametrize("shape", [(100, 2), (49, 2), (51, 2), (50, 1)])
 def test_a_size_that_lies_is_refused(shape: tuple[int, int]) -> None:
     with sounding(np.zeros((50, 2), np.float32)) as sound:
         before = descriptors()
         lies = msgspec.structs.replace(sound, shape=shape)
-        if shape == (100, 1):
-            open_sound(lies).__exit__(None, None, None)  # as many bytes: the kernel cannot tell
-            return
         with pytest.raises(GenerationFailed, match="bytes, the memory has 400") as failure:
             open_sound(lies)
         assert failure.value.code == "bad_frames"

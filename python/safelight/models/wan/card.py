@@ -14,8 +14,6 @@ from safelight.request import Inputs, Sampling, Task
 class WanCard(ModelCard, frozen=True, kw_only=True):
     """A model that may have two experts, and may begin and end its videos with given pictures."""
 
-    min_images: int = 1
-    """Fewest input pictures of an image-to-video request."""
     text_tokens: int | None = None
     """The only `max_sequence_length`, if the transformer knows just one."""
 
