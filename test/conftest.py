@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from fakes.cases import Checkpoints
     from fakes.ranks import RankPool
     from fakes.server import Server
 
@@ -19,6 +20,14 @@ def tiny_wan_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fakes.zoo import tiny_wan
 
     return tiny_wan(tmp_path_factory.mktemp("zoo") / "tiny-wan")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """The tiny checkpoints of all pipelines."""
+    from fakes.cases import Checkpoints
+
+    return Checkpoints(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="session")

@@ -414,6 +414,7 @@ def from_environment(
     found = {
         name: environ[fields.variable(name)]
         for field in names.values()
+        if not field.file_only
         for name in (field.name, *field.aliases)
         if fields.variable(name) in environ
     }

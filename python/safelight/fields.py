@@ -54,6 +54,11 @@ class Field:
         """Other names of the same field, as underscored keys; declared in `Meta(extra=...)`."""
         return tuple((self.meta.extra or {}).get("aliases", ()))
 
+    @property
+    def file_only(self) -> bool:
+        """Whether it is a structure, for which only a file has room; `Meta(extra=...)`."""
+        return bool((self.meta.extra or {}).get("file_only", False))
+
 
 def flag(name: str) -> str:
     """The command line's spelling of a name."""

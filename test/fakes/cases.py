@@ -66,6 +66,20 @@ class Case:
         return f"{self.name}, {self.task}"
 
 
+class Checkpoints:
+    """The cases' checkpoints, each written when it is first needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._written: dict[Callable[[Path], Path], Path] = {}
+
+    def of(self, case: Case) -> Path:
+        if case.make not in self._written:
+            number = len(self._written)
+            self._written[case.make] = case.make(self._directory / f"{number}" / "model")
+        return self._written[case.make]
+
+
 def card_of(path: Path, **settings: Any) -> ModelCard:
     return load_card(configuration.build({"model_path": str(path), "device": "cpu", **settings}))
 

@@ -17,6 +17,8 @@ ZOOS = (
     "zoo_hunyuan15",
     "zoo_qwen",
     "zoo_sdxl",
+    "zoo_generic",
+    "zoo_generic_video",
 )
 
 CASES: tuple[Case, ...] = tuple(

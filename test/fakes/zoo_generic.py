@@ -43,9 +43,12 @@ from diffusers import (
     VQModel,
 )
 from diffusers.pipelines.hunyuandit import pipeline_hunyuandit
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+    LDMBertConfig,
+    LDMBertModel,
+)
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma
 from diffusers.pipelines.sana import pipeline_sana
-from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from tokenizers import processors
 from transformers import (
     BertConfig,
@@ -184,11 +187,13 @@ def unet(**config: Any) -> UNet2DConditionModel:
 
 
 def stirred(model: torch.nn.Module) -> torch.nn.Module:
-    """With random numbers where a fresh model has zeros or its output would be: gates, biases,
-    last layers."""
+    """With random numbers where a fresh model has zeros, and large ones where it has small: its
+    prompt must be seen in its pictures."""
     for parameter in model.parameters():
-        if parameter.std() == 0 or parameter.numel() == 1:
+        if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
+        elif parameter.ndim > 1:
+            parameter.data *= 2.5
     return model
 
 
@@ -296,7 +301,10 @@ def tiny_cogview4(directory: Path) -> Path:
             )
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(
-            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True,
+            base_shift=0.25,
+            max_shift=0.75,
+            base_image_seq_len=256,
+            use_dynamic_shifting=True,
             time_shift_type="linear",
         ),
     )
@@ -453,9 +461,7 @@ def tiny_aura_flow(directory: Path) -> Path:
         directory,
         tokenizer=tokenizer(),
         text_encoder=UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=WORDS, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
-            )
+            UMT5Config(vocab_size=WORDS, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
         ),
         vae=vae(sample_size=32),
         transformer=stirred(
@@ -523,8 +529,11 @@ def tiny_kandinsky(directory: Path) -> Path:
         prior_text_encoder=CLIPTextModelWithProjection(clip),
         prior_tokenizer=tokenizer(77),
         prior_scheduler=UnCLIPScheduler(
-            variance_type="fixed_small_log", prediction_type="sample", num_train_timesteps=1000,
-            clip_sample=True, clip_sample_range=5.0,
+            variance_type="fixed_small_log",
+            prediction_type="sample",
+            num_train_timesteps=1000,
+            clip_sample=True,
+            clip_sample_range=5.0,
         ),
         prior_image_processor=CLIPImageProcessor(size=32, crop_size=32),
     )
@@ -566,9 +575,7 @@ CASES = (
         mask=True,
         values={**GUIDED, "strength": 1.0},
     ),
-    case(
-        "Latent diffusion", tiny_ldm, reference(LDMTextToImagePipeline, "guidance_scale")
-    ),
+    case("Latent diffusion", tiny_ldm, reference(LDMTextToImagePipeline, "guidance_scale")),
     case("CogView4", tiny_cogview4, reference(CogView4Pipeline, "guidance_scale")),
     case(
         "HunyuanDiT",

@@ -63,7 +63,8 @@ def reference(fields: tuple[Field, ...]) -> str:
 def _row(field: Field) -> tuple[str, ...]:
     kind = options.metavar_of(field.type) or "switch"
     default = "the model's" if field.required else options.default_text(field) or "none"
-    return f"`{field.flag}`", " ".join([kind, *_bounds(field)]), default, field.help
+    name = f"`{field.name}:` in a file" if field.file_only else f"`{field.flag}`"
+    return name, " ".join([kind, *_bounds(field)]), default, field.help
 
 
 def _bounds(field: Field) -> list[str]:

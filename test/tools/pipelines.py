@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fakes import cases, parity
-from fakes.cases import Case, Stepper
+from fakes.cases import Case, Checkpoints, Stepper
 from fakes.pipelines import CASES
 from fakes.ranks import RankPool
 from safelight.parallel.mesh import Mesh
@@ -174,11 +174,9 @@ def rows(
     chosen: Sequence[Case], directory: Path, pool: Callable[[], RankPool | None]
 ) -> Iterator[Row]:
     """Measure `chosen`; checkpoints are written once each."""
-    written: dict[Any, Path] = {}
+    checkpoints = Checkpoints(directory)
     for case in chosen:
-        if case.make not in written:
-            written[case.make] = case.make(directory / f"model-{len(written)}")
-        yield measure(case, written[case.make], pool())
+        yield measure(case, checkpoints.of(case), pool())
 
 
 def complaint(row: Row, said: Sequence[str] | None) -> str:

@@ -95,7 +95,8 @@ def command(
 
     annotations = {**(arguments or {}), "config": _CONFIG}
     for panel in panels:
-        annotations |= {field.name: _annotation(field, panel) for field in panel.fields}
+        shown = (field for field in panel.fields if not field.file_only)
+        annotations |= {field.name: _annotation(field, panel) for field in shown}
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
         for name, hint in annotations.items()
@@ -247,7 +248,8 @@ def unknown_variables(
 ) -> list[str]:
     """A sentence for each `SAFELIGHT_*` variable that no field has, naming the nearest."""
     environ = os.environ if environ is None else environ
-    names = (name for field in fields.values() for name in (field.name, *field.aliases))
+    flat = [field for field in fields.values() if not field.file_only]
+    names = (name for field in flat for name in (field.name, *field.aliases))
     known = set(map(variable, names))
     return [
         unknown(name, sorted(known), what="environment variable")

@@ -7,24 +7,16 @@ ranks it stays within what `docs/numerics.md` says.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fakes.cases import Case
+from fakes.cases import Case, Checkpoints
 from fakes.pipelines import CASES
 from fakes.ranks import RankPool
 from tools import documents, parity, pipelines
 
 FRESH_RANKS_EVERY = 8
 """Cases: every mesh that was made has process groups whose threads take turns with the work."""
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
-    """Checkpoints by the function that made them."""
-    return {}
 
 
 @pytest.fixture
@@ -36,15 +28,8 @@ def ranks(two_ranks: RankPool, request: pytest.FixtureRequest) -> Iterator[RankP
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_row_of_the_table(
-    case: Case,
-    ranks: RankPool,
-    written: dict[Any, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    if case.make not in written:
-        written[case.make] = case.make(tmp_path_factory.mktemp("models") / "model")
-    row = pipelines.measure(case, written[case.make], ranks)
+def test_the_row_of_the_table(case: Case, ranks: RankPool, checkpoints: Checkpoints) -> None:
+    row = pipelines.measure(case, checkpoints.of(case), ranks)
     assert pipelines.complaint(row, said(case)) == ""
 
 

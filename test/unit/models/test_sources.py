@@ -143,7 +143,7 @@ def test_a_model_without_a_transformer_is_not_quantized(
     index = json.loads((copy / "model_index.json").read_text())
     del index["transformer"]
     (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="is of transformers, and .* has none"):
+    with pytest.raises(ConfigError, match=r"is of transformers, and .* has none"):
         resolve(settings(model_path=str(copy), quantization="fp8-storage"))
 
 

@@ -159,7 +159,9 @@ def load(directory: Path, config: EngineConfig, mesh: Mesh) -> GenericFamily:
         )
     calls = calls_of(directory)
     kind = getattr(diffusers, next(iter(calls.values())).signature.name)
-    return GenericFamily(load_pipeline(kind, directory, _uniform(config, mesh.device), mesh), calls, mesh)
+    return GenericFamily(
+        load_pipeline(kind, directory, _uniform(config, mesh.device), mesh), calls, mesh
+    )
 
 
 def _uniform(config: EngineConfig, device: torch.device) -> EngineConfig:

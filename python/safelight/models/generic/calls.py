@@ -110,7 +110,10 @@ class Call:
         return pair[1:] if self._needs_picture() else pair
 
     def _needs_picture(self) -> bool:
-        if "prompt" not in self.parameters or self.parameters[str(self.picture)] is Default.REQUIRED:
+        if (
+            "prompt" not in self.parameters
+            or self.parameters[str(self.picture)] is Default.REQUIRED
+        ):
             return True
         if signature.makes_from_text(self.signature.name) and "Control" not in self.signature.name:
             return False

@@ -234,7 +234,10 @@ def siblings(name: str) -> list[str]:
     one."""
     tables = mappings()
     found: list[str] = []
-    for text, others in (("TEXT2IMAGE", ("IMAGE2IMAGE", "INPAINT")), ("TEXT2VIDEO", ("IMAGE2VIDEO",))):
+    for text, others in (
+        ("TEXT2IMAGE", ("IMAGE2IMAGE", "INPAINT")),
+        ("TEXT2VIDEO", ("IMAGE2VIDEO",)),
+    ):
         key = next((key for key, value in tables[text].items() if value == name), None)
         found += [tables[other][key] for other in others if key in tables[other]]
     return [one for one in dict.fromkeys(found) if one != name]

@@ -120,9 +120,9 @@ def capabilities(directory: Path) -> Capabilities:
         feed_forward=4 * shape(directory).width,
         sequence=False,
         guided=False,
-        encoders_whole={
-            name: "is run by the pipeline's own call" for name in encoders.text_encoders(directory)
-        },
+        encoders_whole=dict.fromkeys(
+            encoders.text_encoders(directory), "is run by the pipeline's own call"
+        ),
     )
 
 
@@ -182,7 +182,11 @@ def _limits(calls: Mapping[Task, Call]) -> dict[str, str]:
     for task, call in calls.items():
         named = f"{task}: {call.signature.name}"
         if not call.stepped:
-            why = "changes its model for the time of a call" if call.signature.rewires else "does not tell its steps"
+            why = (
+                "changes its model for the time of a call"
+                if call.signature.rewires
+                else "does not tell its steps"
+            )
             found["progress"] = f"{named} {why}, so all of its work is one step"
             found["preemption"] = f"{named} {why}, so it runs to its end once it has begun"
         elif call.signature.loops > 1 or call.signature.repeats or call.signature.nested:

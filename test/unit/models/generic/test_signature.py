@@ -17,17 +17,42 @@ from safelight.models.generic import calls, signature
 from safelight.models.generic.calls import Call
 from safelight.models.generic.signature import Default
 
-CLASSES = (
-    "AllegroPipeline AnimateDiffPipeline AuraFlowPipeline ChromaPipeline CogVideoXPipeline "
-    "CogVideoXImageToVideoPipeline CogView3PlusPipeline CogView4Pipeline ConsisIDPipeline "
-    "Cosmos2TextToImagePipeline CosmosTextToWorldPipeline EasyAnimatePipeline HiDreamImagePipeline "
-    "HunyuanDiTPipeline HunyuanVideoPipeline HunyuanVideoFramepackPipeline Kandinsky3Pipeline "
-    "Kandinsky5T2VPipeline KandinskyV22CombinedPipeline KolorsPipeline LTXPipeline "
-    "LTXConditionPipeline LattePipeline Lumina2Pipeline MochiPipeline OmniGenPipeline "
-    "PixArtSigmaPipeline SanaPipeline SkyReelsV2Pipeline StableDiffusionPipeline "
-    "StableDiffusionInpaintPipeline StableDiffusion3Pipeline StableVideoDiffusionPipeline "
-    "WanVACEPipeline"
-).split()
+CLASSES = [
+    "AllegroPipeline",
+    "AnimateDiffPipeline",
+    "AuraFlowPipeline",
+    "ChromaPipeline",
+    "CogVideoXPipeline",
+    "CogVideoXImageToVideoPipeline",
+    "CogView3PlusPipeline",
+    "CogView4Pipeline",
+    "ConsisIDPipeline",
+    "Cosmos2TextToImagePipeline",
+    "CosmosTextToWorldPipeline",
+    "EasyAnimatePipeline",
+    "HiDreamImagePipeline",
+    "HunyuanDiTPipeline",
+    "HunyuanVideoPipeline",
+    "HunyuanVideoFramepackPipeline",
+    "Kandinsky3Pipeline",
+    "Kandinsky5T2VPipeline",
+    "KandinskyV22CombinedPipeline",
+    "KolorsPipeline",
+    "LTXPipeline",
+    "LTXConditionPipeline",
+    "LattePipeline",
+    "Lumina2Pipeline",
+    "MochiPipeline",
+    "OmniGenPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "SkyReelsV2Pipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusion3Pipeline",
+    "StableVideoDiffusionPipeline",
+    "WanVACEPipeline",
+]
 
 
 @pytest.mark.parametrize("name", CLASSES)
