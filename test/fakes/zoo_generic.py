@@ -19,7 +19,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
-    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanDiT2DModel,
     HunyuanDiTPipeline,
@@ -422,7 +421,7 @@ def tiny_pixart(directory: Path) -> Path:
                 cross_attention_dim=32,
             )
         ),
-        scheduler=DPMSolverMultistepScheduler(),
+        scheduler=DDIMScheduler(),
     )
 
 

@@ -10,6 +10,10 @@ import pytest
 
 from fakes.server import Server, serving
 
+PATIENCE = 240.0
+"""Seconds in which a model must have been loaded again, on a busy machine."""
+pytestmark = pytest.mark.timeout(600)
+
 HELD_OUT = "a red circle moving left on a black background"
 CONFIG = """
 models:
@@ -19,6 +23,7 @@ models:
     path: builtin:shapes
     dit_precision: bf16
     vae_precision: bf16
+    ulysses_degree: 2
 log_level: info
 """
 
@@ -42,7 +47,7 @@ def clip(server: Server, model: str | None = None) -> bytes:
     """The file of a request with a fixed seed."""
     named = {} if model is None else {"model": model}
     job = server.create(prompt=HELD_OUT, seed=5, num_inference_steps=4, **named)
-    assert server.wait(job)["status"] == "completed"
+    assert server.wait(job, PATIENCE)["status"] == "completed"
     return server.client.get(f"/v1/videos/{job}/content").content
 
 
@@ -65,7 +70,7 @@ def test_loading_and_unloading_under_traffic_fails_no_request(two: Server) -> No
     def keep_asking(model: str) -> None:
         while not stop.is_set():
             job = two.create(model=model, prompt=HELD_OUT, seed=5, num_inference_steps=4)
-            video = two.wait(job, 180)
+            video = two.wait(job, PATIENCE)
             content = two.client.get(f"/v1/videos/{job}/content").content
             ended.append((model, video["status"], content == expected[model]))
 
@@ -74,14 +79,14 @@ def test_loading_and_unloading_under_traffic_fails_no_request(two: Server) -> No
         client.start()
     try:
         for verb, status in (("unload", "unloaded"), ("load", "loaded")):
-            answer = two.client.post(f"/v1/models/{verb}", json={"model": "half"}, timeout=120.0)
+            answer = two.client.post(f"/v1/models/{verb}", json={"model": "half"}, timeout=PATIENCE)
             assert answer.status_code == 200, answer.text
             if verb == "load":
                 assert answer.json()["status"] == status
     finally:
         stop.set()
         for client in clients:
-            client.join(180)
+            client.join(PATIENCE)
     assert {model for model, *_ in ended} == {"full", "half"}
     assert all(status == "completed" and same for _, status, same in ended), ended
 
@@ -92,9 +97,9 @@ def test_an_unloaded_model_has_no_processes_and_comes_back_for_a_request(two: Se
         return sum("safelight.worker" in process.cmdline() for process in found)
 
     expected, before = clip(two, "half"), ranks()
-    answer = two.client.post("/v1/models/unload", json={"model": "half"}, timeout=60.0)
+    answer = two.client.post("/v1/models/unload", json={"model": "half"}, timeout=PATIENCE)
     assert answer.json()["status"] == "unloaded"
-    assert ranks() == before - 1
+    assert ranks() == before - 2
     assert statuses(two) == {"full": "loaded", "half": "unloaded"}
     assert clip(two, "half") == expected
     assert statuses(two)["half"] == "loaded"
@@ -122,5 +127,5 @@ def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
     with serving(tmp_path / "data", *flags, "--max-loaded-models", "1") as server:
         assert statuses(server) == {"a": "loaded", "b": "unloaded"}
         jobs = [server.create(model=name, num_inference_steps=4) for name in "abab"]
-        assert [server.wait(job, 180)["status"] for job in jobs] == ["completed"] * 4
+        assert [server.wait(job, PATIENCE)["status"] for job in jobs] == ["completed"] * 4
         assert sorted(statuses(server).values()).count("loaded") <= 1

@@ -210,6 +210,8 @@ def _layer(values: Layer, fields: Mapping[str, Field], label: Label) -> dict[str
 def _typed(value: Any, field: Field, label: Label) -> Any:
     if is_list(field.type) and isinstance(value, str):
         value = [value]
+    if field.type == list[str] and isinstance(value, dict):  # a file may map names to paths
+        value = [f"{name}={text}" for name, text in value.items()]
     try:
         return msgspec.convert(value, _annotated(field), strict=False)
     except msgspec.ValidationError as failure:

@@ -54,13 +54,17 @@ class Process:
         """When it must be gone (monotonic seconds), if it is to end and not to start again."""
         self._words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
         self._partial = ""
+        self._kept: list[str] = []
 
     @property
     def name(self) -> str:
         return self.program.name
 
     def read(self) -> list[str]:
-        """Complete lines it printed since the last call; does not block."""
+        """Complete lines it printed since the last call; does not block.
+
+        While it starts the last one is kept back: it may be why it ends, and is then told as that.
+        """
         text = self._partial
         while True:
             try:
@@ -72,7 +76,9 @@ class Process:
             text += data.decode(errors="replace")
         *lines, self._partial = text.split("\n")
         self._words.extend(lines)
-        return lines
+        lines = self._kept + lines
+        self._kept = [] if self.ready else lines[-1:]
+        return lines if self.ready else lines[:-1]
 
     @property
     def last_words(self) -> str:

@@ -7,6 +7,7 @@ every interface of the host, and unpickle what it is sent there.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -50,11 +51,14 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    # It reports every rank that ends with a status, which the rank itself has explained.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True
     try:
         torchrun(command(run_dir, int(os.environ["SAFELIGHT_RANKS"])))
     except ChildFailedError as failure:
         # The rank has said why; torchrun's report would bury it.
-        sys.exit(f"a rank ended with exit code {failure.get_first_failure()[1].exitcode}")
+        status = failure.get_first_failure()[1].exitcode
+        sys.exit(status if status > 0 else f"a rank ended with exit code {status}")
     except SignalException as signal:
         sys.exit(128 + signal.sigval)
 

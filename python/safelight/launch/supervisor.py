@@ -203,6 +203,7 @@ class Supervisor:
             process.kill()
         elif not process.ready:
             process.ready = True
+            self._echo(process)
             self.details[message.process] = message.detail
             if self._stopping:
                 return
@@ -246,16 +247,17 @@ class Supervisor:
         if process.retired:
             self._gone(process)
             return
-        reason = f"{process.name} ended with status {status}"
-        if process.last_words:
-            reason += f": {process.last_words}"
+        reason = process.last_words
+        if not reason.startswith((f"{process.name}: ", f"{process.name}.")):  # one of ours says who
+            ended = f"{process.name} ended with status {status}"
+            reason = f"{ended}: {reason}" if reason else ended
         if process.program.model in self._loading:
             self._load_failed(process.program.model, reason)
             return
         if not was_ready and not self._restarts[process.name]:
             self._failure = reason
             return
-        logger.error("a process ended", process=process.name, status=status)
+        logger.error("a process ended", process=process.name, status=status, reason=reason)
         if self._too_often(process.name):
             self._failure = f"it keeps ending: {reason}"
             return

@@ -292,6 +292,8 @@ class CardOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """`safelight.json` in a model directory: what its author knows better than the family."""
 
     name: str | None = None
+    family: str | None = None
+    """The plug-in that runs a model with its own code, which has no pipeline class."""
     defaults: dict[str, Any] = {}
     limits: dict[str, tuple[int, int]] = {}
     """`width`, `height`, `num_frames` -> [least, most]."""

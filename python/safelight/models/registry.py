@@ -6,8 +6,8 @@ Families are imported lazily; `load_card` imports no torch, `load_family` does.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import msgspec
 from safelight.builtin import builtin_model
 from safelight.config import EngineConfig, ModelConfig
 from safelight.errors import ConfigError
-from safelight.models import hub
+from safelight.models import hub, plugins
 from safelight.models.card import CardOverrides, ModelCard
 from safelight.parallel import providers, vaes
 from safelight.parallel.layout import Capabilities, check, complete
@@ -56,8 +56,8 @@ FAMILIES = {
 GENERIC = "safelight.models.generic"
 """Runs every other pipeline of diffusers."""
 
-PLUGINS = "safelight.families"
-"""Entry-point group: name of a pipeline class -> package with a `spec` and an `adapter`."""
+PLUGINS = plugins.GROUP
+"""Entry-point group: name of a family or pipeline class -> package with `spec` and `adapter`."""
 
 
 SCHEMES = {"remote": "safelight.models.remote"}
@@ -86,13 +86,19 @@ def model_directory(model_path: str) -> Path:
             f"'safelight pull {model_path}'.",
             param="model_path",
         )
-    if not (directory / "model_index.json").is_file():
+    if not (directory / "model_index.json").is_file() and named_family(directory) is None:
         raise ConfigError(
             f"'{model_path}' is not a diffusers pipeline: there is no model_index.json in it. Give "
-            "the directory that save_pretrained wrote, a hub id (org/name), or builtin:shapes.",
+            "the directory that save_pretrained wrote, a hub id (org/name), or builtin:shapes. A "
+            'model with its own code names its family in safelight.json: {"family": "NAME"}.',
             param="model_path",
         )
     return directory
+
+
+def named_family(directory: Path) -> str | None:
+    """The plug-in that a model with its own code names in `safelight.json`, instead of a class."""
+    return CardOverrides.read(directory).family
 
 
 def pipeline_class(directory: Path) -> str:
@@ -115,18 +121,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def family_package(name: str) -> str:
-    """The package that runs pipelines of this class: an installed plug-in's, else ours, else the
-    one that runs any pipeline of diffusers."""
-    for plugin in importlib.metadata.entry_points(group=PLUGINS, name=name):
-        return plugin.value
-    return FAMILIES.get(name, GENERIC)
+def _plugin(directory: Path) -> EntryPoint | None:
+    """The installed plug-in that runs the model in `directory`; None: we do."""
+    if (name := named_family(directory)) is None:
+        return plugins.find(pipeline_class(directory))
+    if (plugin := plugins.find(name)) is None:
+        others = ", ".join(plugins.names()) or "none"
+        raise ConfigError(
+            f"{directory}/safelight.json names the family '{name}', which no installed package "
+            f"brings. Install the one that does; installed families: {others}.",
+            param="model_path",
+        )
+    return plugin
 
 
 def _part(directory: Path, module: str) -> ModuleType:
-    """A module of the family that runs the pipeline in `directory`; imported now."""
-    package = scheme(directory) or family_package(pipeline_class(directory))
+    """A module of the family that runs the model in `directory`; imported now."""
+    if (package := scheme(directory)) is None:
+        if plugin := _plugin(directory):
+            return plugins.part(plugin, module)
+        package = FAMILIES.get(pipeline_class(directory), GENERIC)
     return importlib.import_module(f"{package}.{module}")
+
+
+def verify(directory: Path) -> None:
+    """Let a plug-in check the files of its model, if its `spec` has a `verify(directory)`."""
+    if (plugin := _plugin(directory)) and hasattr(spec := plugins.part(plugin, "spec"), "verify"):
+        spec.verify(directory)
 
 
 def load_capabilities(config: EngineConfig) -> Capabilities:

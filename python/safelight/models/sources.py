@@ -53,18 +53,18 @@ def resolve(model: ModelConfig, downloading: Downloading | None = _silently) -> 
     what is on the hub and not in the cache. Resolving it again changes nothing. Raises
     `ConfigError`, or `Unavailable` if the hub cannot be reached.
     """
-    from safelight.models.registry import model_directory, scheme
+    from safelight.models import registry
 
     refuse_contradictions(model)
-    if scheme(model.model_path):
+    if registry.scheme(model.model_path):
         return model  # nothing of it is here
-    directory = model_directory(_local(model, downloading))
-    if model.quantization != "none":
-        _check_transformer(directory, model.quantization)
+    directory = registry.model_directory(_local(model, downloading))
     given = components(model)
-    for name, path in given.items():
-        _check_component(directory, name, path)
-    checkpoint.verify(directory, given, trust_remote_code=model.trust_remote_code)
+    if registry.named_family(directory) is None:
+        _check_pipeline(directory, model, given)
+    else:
+        _refuse_changes(model, given)
+    registry.verify(directory)
     folders = {name: path for name, path in given.items() if path.is_dir()}
     if folders:
         directory = linked(directory, folders)
@@ -80,6 +80,27 @@ def resolve(model: ModelConfig, downloading: Downloading | None = _silently) -> 
         text_encoder_path=None,
         component=[f"{name}={path}" for name, path in given.items() if name not in folders],
     )
+
+
+def _check_pipeline(directory: Path, model: ModelConfig, given: Mapping[str, Path]) -> None:
+    """Raise `ConfigError` unless it is whole and has what shall be exchanged or quantized."""
+    if model.quantization != "none":
+        _check_transformer(directory, model.quantization)
+    for name, path in given.items():
+        _check_component(directory, name, path)
+    checkpoint.verify(directory, given, trust_remote_code=model.trust_remote_code)
+
+
+def _refuse_changes(model: ModelConfig, given: Mapping[str, Path]) -> None:
+    """Of a model with its own code nobody here knows the components. Raises `ConfigError`."""
+    quantized = model.quantization != "none"
+    if given or quantized:
+        flag = f"--quantization {model.quantization}" if quantized else f"--component {min(given)}"
+        raise ConfigError(
+            f"{flag}: '{model.model_path}' is a model with its own code, whose components cannot "
+            "be exchanged or quantized. Leave it out.",
+            param="quantization" if quantized else "component",
+        )
 
 
 def _local(model: ModelConfig, downloading: Downloading | None) -> str:

@@ -122,7 +122,7 @@ def test_a_cached_model_runs_without_a_network(hub: Hub, home: Path, tmp_path: P
         text=True,
         check=False,
     )
-    assert (done.stdout.strip(), done.stderr) == ("tiny", "")
+    assert (done.stdout.strip(), done.stderr) == ("shapes", "")
     assert hub.requests == []
 
 

@@ -91,6 +91,8 @@ class Call:
         """Its default of a field of `Sampling`; None if there is none, or none of ours."""
         name = self.parameter(field)
         value = None if name is None else self.parameters[name]
+        if value is None:
+            value = self.signature.sizes.get(field)
         if isinstance(value, Default) or (field == "negative_prompt" and value is None):
             return None
         return value
@@ -110,16 +112,13 @@ class Call:
         return pair[1:] if self._needs_picture() else pair
 
     def _needs_picture(self) -> bool:
-        if (
-            "prompt" not in self.parameters
-            or self.parameters[str(self.picture)] is Default.REQUIRED
-        ):
+        picture, name, names = str(self.picture), self.signature.name, list(self.parameters)
+        if "prompt" not in names or self.parameters[picture] is Default.REQUIRED:
             return True
-        if signature.makes_from_text(self.signature.name) and "Control" not in self.signature.name:
+        if signature.makes_from_text(name) and "Control" not in name:
             return False
-        names = list(self.parameters)
-        first = names.index(str(self.picture)) < names.index("prompt")
-        return first or "strength" in names or bool(_FROM_PICTURES.search(self.signature.name))
+        first = names.index(picture) < names.index("prompt")
+        return first or "strength" in names or bool(_FROM_PICTURES.search(name))
 
     def why_not(self) -> str:
         """Why no request can be made of it; empty if one can."""

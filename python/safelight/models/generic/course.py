@@ -78,7 +78,7 @@ class Course:
                 self.result = work(self)
         except Released:
             pass
-        except BaseException as failure:  # it is the caller's, who raises it
+        except BaseException as failure:  # noqa: BLE001 (the caller raises it)
             _forget_locals(failure)
             self._failure, self.latents = failure, None
         self.ended = True

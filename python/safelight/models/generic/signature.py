@@ -23,6 +23,9 @@ RESULTS = ("frames", "video", "images", "image")
 MAPPINGS = ("TEXT2IMAGE", "IMAGE2IMAGE", "INPAINT", "TEXT2VIDEO", "IMAGE2VIDEO")
 """Of AutoPipeline's tables of pipelines that share a checkpoint: those of tasks we have."""
 
+OTHER_TASKS = {"TEXT2IMAGE": ("IMAGE2IMAGE", "INPAINT"), "TEXT2VIDEO": ("IMAGE2VIDEO",)}
+"""Which of these tables have what can be made with a checkpoint of another."""
+
 
 class Default(enum.Enum):
     """A parameter's default where it is no plain value."""
@@ -51,6 +54,8 @@ class Signature:
     """Whether one of them is shown again and again."""
     nested: bool
     """Whether it calls other pipelines, which have loops of their own."""
+    sizes: Mapping[str, int]
+    """`width` and `height` where its `__init__` sets them as its defaults."""
     rewires: bool
     """Whether it changes its model for the time of a call: two calls would disturb each other."""
 
@@ -128,6 +133,7 @@ def read(name: str) -> Signature | None:
         loops=len(bars),
         repeats=any(_calls(inner, "progress_bar") for inner in _in_loops(function)),
         nested=any(_is_pipeline(node) for node in ast.walk(init[2])),
+        sizes=dict(_sizes(init[2])),
         rewires=any(
             _calls(node, "set_attn_processor", "_set_pag_attn_processor")
             for node in ast.walk(function)
@@ -138,8 +144,8 @@ def read(name: str) -> Signature | None:
 def _parameters(module: ast.Module, function: ast.FunctionDef) -> dict[str, Any]:
     given = function.args
     names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
-    defaults: list[ast.expr | None] = list(given.defaults)
-    defaults = [None] * (len(names) - len(defaults)) + defaults
+    without = [None] * (len(names) - len(given.defaults))
+    defaults: list[ast.expr | None] = [*without, *given.defaults]
     names += [argument.arg for argument in given.kwonlyargs]
     pairs = zip(names, [*defaults, *given.kw_defaults], strict=True)
     return {name: _value(module, default) for name, default in pairs if name != "self"}
@@ -186,12 +192,21 @@ def _is_pipeline(node: ast.AST) -> bool:
     return made and node.func.id.endswith("Pipeline")  # type: ignore[attr-defined]
 
 
+def _sizes(init: ast.FunctionDef) -> Iterator[tuple[str, int]]:
+    """From `self.default_height = 480` and its like."""
+    for node in ast.walk(init):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            name = ast.unparse(node.targets[0]).removeprefix("self.default_")
+            if name in ("width", "height"):
+                yield name, node.value.value
+
+
 def _results(function: ast.FunctionDef) -> Iterator[str]:
     """Names of the fields of the output object that it returns."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
-            if ast.unparse(node.value.func).endswith("Output"):
-                yield from (keyword.arg for keyword in node.value.keywords if keyword.arg)
+        made = node.value if isinstance(node, ast.Return) else None
+        if isinstance(made, ast.Call) and ast.unparse(made.func).endswith("Output"):
+            yield from (keyword.arg for keyword in made.keywords if keyword.arg)
 
 
 # -------------------------------------------------------------------------------- the other tasks
@@ -234,10 +249,7 @@ def siblings(name: str) -> list[str]:
     one."""
     tables = mappings()
     found: list[str] = []
-    for text, others in (
-        ("TEXT2IMAGE", ("IMAGE2IMAGE", "INPAINT")),
-        ("TEXT2VIDEO", ("IMAGE2VIDEO",)),
-    ):
-        key = next((key for key, value in tables[text].items() if value == name), None)
-        found += [tables[other][key] for other in others if key in tables[other]]
+    for text, others in OTHER_TASKS.items():
+        keys = [key for key, value in tables[text].items() if value == name][:1]
+        found += [tables[other][key] for other in others for key in keys if key in tables[other]]
     return [one for one in dict.fromkeys(found) if one != name]

@@ -7,7 +7,7 @@ Where the pipeline checks more than can be read off, its own `ValueError` fails 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ MOST_FRAMES = 8  # times the default
 DEFAULT_FRAMES = 16  # and the first
 DEFAULT_FPS = 24
 DEFAULT_STEPS = 50  # of a pipeline that says nothing
+
+WHOLE = "is run by the pipeline's own call"
+REWIRES = "changes its model for the time of a call"
 
 
 class GenericCard(ModelCard, frozen=True, kw_only=True):
@@ -120,9 +123,7 @@ def capabilities(directory: Path) -> Capabilities:
         feed_forward=4 * shape(directory).width,
         sequence=False,
         guided=False,
-        encoders_whole=dict.fromkeys(
-            encoders.text_encoders(directory), "is run by the pipeline's own call"
-        ),
+        encoders_whole=dict.fromkeys(encoders.text_encoders(directory), WHOLE),
     )
 
 
@@ -176,23 +177,23 @@ def _frame_range(default: int, dims: Shape) -> Range:
 def _limits(calls: Mapping[Task, Call]) -> dict[str, str]:
     """What these pipelines cannot do here, for people."""
     found = {
-        "batching": "every sample has forwards of its own: the pipeline's own call makes it",
-        "parallelism": "whole replicas only (--dp-size)",
+        "batching": ["every sample has forwards of its own: the pipeline's own call makes it"],
+        "parallelism": ["whole replicas only (--dp-size)"],
     }
     for task, call in calls.items():
-        named = f"{task}: {call.signature.name}"
-        if not call.stepped:
-            why = (
-                "changes its model for the time of a call"
-                if call.signature.rewires
-                else "does not tell its steps"
-            )
-            found["progress"] = f"{named} {why}, so all of its work is one step"
-            found["preemption"] = f"{named} {why}, so it runs to its end once it has begun"
-        elif call.signature.loops > 1 or call.signature.repeats or call.signature.nested:
-            found["progress"] = f"{named} has several loops; the steps of one are counted"
-        if "generator" not in call.parameters:
-            found["seed"] = f"{named} takes no seed: no result can be made again"
-        if "prompt" not in call.parameters:
-            found["prompt"] = f"{named} takes no prompt: it is ignored"
-    return found
+        for limit, text in _limits_of(call):
+            found.setdefault(limit, []).append(f"{task}: {call.signature.name} {text}")
+    return {limit: "; ".join(texts) for limit, texts in found.items()}
+
+
+def _limits_of(call: Call) -> Iterator[tuple[str, str]]:
+    if not call.stepped:
+        why = REWIRES if call.signature.rewires else "does not tell its steps"
+        yield "progress", f"{why}, so all of its work is one step"
+        yield "preemption", f"{why}, so it runs to its end once it has begun"
+    elif call.signature.loops > 1 or call.signature.nested:
+        yield "progress", "has several loops; the steps of one are counted"
+    if "generator" not in call.parameters:
+        yield "seed", "takes no seed: no result can be made again"
+    if "prompt" not in call.parameters:
+        yield "prompt", "takes no prompt: it is ignored"

@@ -88,7 +88,7 @@ def test_closing_passes_what_catches_exceptions_and_runs_what_cleans_up() -> Non
     def work(course: Course) -> None:
         try:
             course.begin(1)
-        except Exception:
+        except Exception:  # noqa: BLE001
             seen.append("caught")
         finally:
             seen.append("cleaned up")

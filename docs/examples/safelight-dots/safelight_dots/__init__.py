@@ -1,0 +1,1 @@
+"""A model family for Safelight that comes as a package of its own."""
