@@ -1,7 +1,8 @@
-"""Denoising that starts from an input picture, as diffusers' flow-matching pipelines do it."""
+"""Input pictures as diffusers' pipelines take them: pixels, and what the VAE encodes them to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -9,41 +10,49 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from safelight.models.inputs import image
 from safelight.models.prompts import PromptCache
-from safelight.models.strength import first_step
 from safelight.parallel.vae import ParallelVae
-from safelight.request import Picture
+from safelight.request import Picture, Sampling
 
 
 class PictureEncoder:
-    """The VAE's encoder; what it makes of a picture is cached by the picture's digest."""
+    """The VAE's encoder; what it makes of pixels is computed once.
 
-    def __init__(self, vae: ParallelVae, processor: Any, entries: int) -> None:
-        """`processor` is the pipeline's own `VaeImageProcessor`."""
+    Of `flux`, `flux2`, `qwen_image`, `sd3` and `z_image`. What is drawn from it takes random
+    numbers, and is each sample's own.
+    """
+
+    def __init__(self, vae: ParallelVae, entries: int) -> None:
         self._vae = vae
-        self._processor = processor
-        self._cache = PromptCache(entries)
+        self.cache = PromptCache(entries)
 
-    def encode(self, picture: Picture, width: int, height: int) -> DiagonalGaussianDistribution:
-        """Of the picture resized to width x height pixels. All ranks must call it."""
+    def encode(
+        self, key: Hashable, pixels: Callable[[], torch.Tensor]
+    ) -> DiagonalGaussianDistribution:
+        """Of pixels in [-1, 1], [1, 3, (1,) height, width]; `key` says all that they depend on.
+
+        All ranks must call it.
+        """
 
         def compute() -> DiagonalGaussianDistribution:
-            pixels = self._processor.preprocess(image(picture), height=height, width=width)
             whole = self._vae.whole
-            return self._vae.encode(pixels.to(whole.device, whole.dtype)).latent_dist
+            return self._vae.encode(pixels().to(whole.device, whole.dtype)).latent_dist
 
-        return self._cache.get((picture.digest, width, height), compute)
+        return self.cache.get(key, compute)
 
-    def draw(
-        self, encoded: DiagonalGaussianDistribution, generator: torch.Generator
-    ) -> torch.Tensor:
-        """Latents as the transformer has them, [1, channels, rows, columns]."""
-        config = self._vae.whole.config
-        return (encoded.sample(generator) - config.shift_factor) * config.scaling_factor
+    def fitted(
+        self, processor: Any, picture: Picture, size: Sampling
+    ) -> DiagonalGaussianDistribution:
+        """Of the picture brought to the size of the output. All ranks must call it."""
+        key = (picture.digest, size.width, size.height)
+        return self.encode(key, lambda: fitted(processor, picture, size))
 
 
-def shorten(scheduler: Any, steps: int, strength: float) -> torch.Tensor:
-    """The timesteps that `strength` leaves of a schedule of `steps`, where the sampler begins."""
-    first = first_step(steps, strength) * scheduler.order
-    scheduler.set_begin_index(first)
-    timesteps: torch.Tensor = scheduler.timesteps[first:]
-    return timesteps
+def fitted(processor: Any, picture: Picture, size: Sampling) -> torch.Tensor:
+    """What the pipeline's `processor` makes of a picture or a mask at the size of the output.
+
+    float32 [1, channels, height, width]
+    """
+    pixels: torch.Tensor = processor.preprocess(
+        image(picture), height=size.height, width=size.width
+    )
+    return pixels

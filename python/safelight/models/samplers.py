@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from safelight.models.specs import SHIFTS
+from safelight.models.strength import first_step
+from safelight.request import Sampling
 
 
 def own(scheduler: Any, flow_shift: float | None = None) -> Any:
@@ -17,3 +22,25 @@ def own(scheduler: Any, flow_shift: float | None = None) -> Any:
         return copy.deepcopy(scheduler)
     name = next(name for name in SHIFTS if name in scheduler.config)
     return type(scheduler).from_config(scheduler.config, **{name: flow_shift})
+
+
+def mu(config: Mapping[str, Any], tokens: int, most: float = 1.15) -> float:
+    """The shift of the noise levels of an image of so many tokens: the larger, the more.
+
+    On the line through two sizes that the sampler's `config` may name; `most` is what the pipeline
+    has for the larger. `flux`, `qwen_image`, `sd3` and `z_image` have it so.
+    """
+    small, large = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", most)
+    slope = (high - low) / (large - small)
+    shift: float = tokens * slope + (low - slope * small)
+    return shift
+
+
+def left(scheduler: Any, sampling: Sampling) -> torch.Tensor:
+    """The timesteps that `strength` leaves of the schedule, without it all; the sampler begins
+    there."""
+    first = first_step(sampling.num_inference_steps, sampling.strength or 1.0) * scheduler.order
+    scheduler.set_begin_index(first)
+    timesteps: torch.Tensor = scheduler.timesteps[first:]
+    return timesteps

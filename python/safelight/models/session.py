@@ -36,3 +36,37 @@ class Denoising:
         """Take the sampler's step with the prediction `noise`, shaped as the latents."""
         self.latents = self.scheduler.step(noise, self.timestep, self.latents, return_dict=False)[0]
         self.index += 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What inpainting keeps of a picture; all shaped as the latents, or so that it fits them."""
+
+    clean: torch.Tensor
+    """Latents of the picture."""
+    noise: torch.Tensor
+    mask: torch.Tensor
+    """1 is repainted, 0 is kept."""
+
+
+@dataclass(kw_only=True)
+class Repainting(Denoising):
+    """What the mask keeps, if there is one, is put back after every step.
+
+    The sessions of `flux`, `qwen_image`, `sd3` and `sdxl`, whose transformers know of no mask.
+    """
+
+    kept: Kept | None = None
+
+    def advance(self, noise: torch.Tensor) -> None:
+        super().advance(noise)
+        if self.kept is not None:
+            around, mask = self.kept.clean, self.kept.mask
+            if self.index < self.steps:
+                around = self._noised(self.kept, self.timestep.reshape(1))
+            self.latents = (1 - mask) * around + mask * self.latents
+
+    def _noised(self, kept: Kept, timestep: torch.Tensor) -> torch.Tensor:
+        """The picture with as much noise as the step of `timestep`, [1], expects."""
+        noised: torch.Tensor = self.scheduler.scale_noise(kept.clean, timestep, kept.noise)
+        return noised

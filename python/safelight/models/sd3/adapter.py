@@ -11,34 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
-    calculate_shift,
-    retrieve_timesteps,
-)
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional
 
 from safelight.config import EngineConfig
-from safelight.models import specs
-from safelight.models.inputs import image
-from safelight.models.loading import load_pipeline, weight_bytes
-from safelight.models.pictures import PictureEncoder, shorten
-from safelight.models.prompts import PromptCache
-from safelight.models.rows import predict
-from safelight.models.samplers import own
-from safelight.models.session import Denoising
-from safelight.parallel.guidance import Guidance
+from safelight.models import halves, samplers, specs
+from safelight.models.base import DiffusersFamily
+from safelight.models.loading import load_pipeline
+from safelight.models.pictures import PictureEncoder, fitted
+from safelight.models.scaling import OfAll
+from safelight.models.session import Kept, Repainting
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec, Sampling
-
-if TYPE_CHECKING:
-    from safelight.models.family import Frames
 
 
 @dataclass(frozen=True)
@@ -64,68 +54,37 @@ class Conditioning:
     """[1, 1, latent rows, latent columns]: 1 is repainted, 0 is kept."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What inpainting keeps outside the mask."""
-
-    clean: torch.Tensor
-    """Latents of the picture."""
-    noise: torch.Tensor
-    mask: torch.Tensor
-
-
 @dataclass(kw_only=True)
-class SD3Session(Denoising):
+class SD3Session(Repainting):
     """Latents are [1, channels, latent rows, latent columns], in the transformer's precision."""
 
     conditioning: Conditioning
-    kept: Kept | None = None
-
-    def advance(self, noise: torch.Tensor) -> None:
-        super().advance(noise)
-        if self.kept is None:
-            return
-        around, mask = self.kept.clean, self.kept.mask
-        if self.index < self.steps:
-            next_ = self.timestep.reshape(1)
-            around = self.scheduler.scale_noise(around, next_, self.kept.noise)
-        self.latents = (1 - mask) * around + mask * self.latents
 
 
-class SD3Family:
+class SD3Family(DiffusersFamily):
     """A loaded Stable Diffusion 3 pipeline."""
 
     def __init__(
         self, pipeline: StableDiffusion3Pipeline, mesh: Mesh, config: EngineConfig
     ) -> None:
-        self.pipeline = pipeline
-        self.transformer = pipeline.transformer
-        self._first = mesh.rank == 0
-        self._guidance = Guidance(mesh)
-        self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
-        self.device = mesh.device
-        # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
-        self.dtype = self.transformer.dtype
-        entries = config.model.prompt_cache_entries
-        self._prompts = PromptCache(entries)
+        super().__init__(pipeline, mesh, config)
+        self._scaling = OfAll(pipeline.vae)
+        self._pictures = PictureEncoder(self._vae, config.model.prompt_cache_entries)
         # For its image processors; it shares all components.
         sibling = StableDiffusion3InpaintPipeline(**pipeline.components)
-        self._pictures = PictureEncoder(self._vae, sibling.image_processor, entries)
-        self._masks = sibling.mask_processor
-
-    def describe(self) -> str:
-        return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
+        self._images, self._masks = sibling.image_processor, sibling.mask_processor
 
     # -------------------------------------------------------------------------- conditioning
 
     def encode(self, sample: SampleSpec) -> Conditioning:
         sampling, pictures = sample.sampling, sample.inputs.images
-        length, size = sampling.max_sequence_length, (sampling.width, sampling.height)
-        guided = sampling.guidance_scale > 1
+        length, guided = sampling.max_sequence_length, sampling.guidance_scale > 1
         return Conditioning(
             positive=self._embed(sample.prompt, length),
             negative=self._embed(sampling.negative_prompt, length) if guided else None,
-            picture=self._pictures.encode(pictures[0], *size) if pictures else None,
+            picture=(
+                self._pictures.fitted(self._images, pictures[0], sampling) if pictures else None
+            ),
             mask=self._mask(sample),
         )
 
@@ -147,10 +106,9 @@ class SD3Family:
         """Black and white at the size of the image, then of its latents."""
         if sample.inputs.mask is None:
             return None
-        height, width = sample.sampling.height, sample.sampling.width
-        pixels = self._masks.preprocess(image(sample.inputs.mask), height=height, width=width)
-        scale = self.pipeline.vae_scale_factor
-        mask = functional.interpolate(pixels, size=(height // scale, width // scale))
+        size, scale = sample.sampling, self.pipeline.vae_scale_factor
+        pixels = fitted(self._masks, sample.inputs.mask, size)
+        mask = functional.interpolate(pixels, size=(size.height // scale, size.width // scale))
         return mask.to(self.device, self.dtype)
 
     # ------------------------------------------------------------------------------ beginning
@@ -159,8 +117,7 @@ class SD3Family:
         sampling = sample.sampling
         generator = torch.Generator("cpu").manual_seed(sampling.seed)
         scheduler = self._scheduler(sampling)
-        strength = sampling.strength or 1.0  # none without a picture: all steps
-        timesteps = shorten(scheduler, sampling.num_inference_steps, strength)
+        timesteps = samplers.left(scheduler, sampling)
         kept = None
         if conditioning.picture is None:
             latents = self._noise(sampling, generator)
@@ -170,7 +127,7 @@ class SD3Family:
             latents = scheduler.scale_noise(clean, timesteps[:1], noise)
             if mask is not None:
                 kept = Kept(clean, noise, mask)
-                latents = noise if strength == 1 else latents
+                latents = noise if sampling.strength == 1 else latents
         return SD3Session(
             spec=sample,
             conditioning=conditioning,
@@ -184,7 +141,7 @@ class SD3Family:
         self, picture: DiagonalGaussianDistribution, repainted: bool, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents of a picture, and noise for them; drawn in the pipelines' order."""
-        clean = self._pictures.draw(picture, generator).to(self.dtype)
+        clean = self._scaling.scaled(picture.sample(generator)).to(self.dtype)
         if repainted:
             # That pipeline repeats them, and so lays them out anew; the bits depend on it.
             clean = clean.contiguous()
@@ -203,62 +160,46 @@ class SD3Family:
 
     def _scheduler(self, sampling: Sampling) -> Any:
         """A sampler of its own; its shift is fixed, or grows with the image."""
-        scheduler = own(self.pipeline.scheduler, sampling.flow_shift)
-        config, shift = scheduler.config, {}
-        if config.get("use_dynamic_shifting", None):
+        scheduler, shift = samplers.own(self.pipeline.scheduler, sampling.flow_shift), {}
+        if scheduler.config.get("use_dynamic_shifting", None):
             side = self.pipeline.vae_scale_factor * self.pipeline.patch_size
-            shift["mu"] = calculate_shift(
-                (sampling.height // side) * (sampling.width // side),
-                config.get("base_image_seq_len", 256),
-                config.get("max_image_seq_len", 4096),
-                config.get("base_shift", 0.5),
-                config.get("max_shift", 1.16),
-            )
+            tokens = (sampling.height // side) * (sampling.width // side)
+            shift["mu"] = samplers.mu(scheduler.config, tokens, most=1.16)
         retrieve_timesteps(scheduler, sampling.num_inference_steps, self.device, **shift)
         return scheduler
 
     # ------------------------------------------------------------------------------- stepping
 
     def step(self, batch: Sequence[SD3Session]) -> None:
-        noise, bases = predict(self._guidance, batch, self._forward, unconditional_first=True)
-        for session, guided, base in zip(batch, noise, bases, strict=True):
-            if base is not None:
-                guided = base + session.spec.sampling.guidance_scale * (guided - base)
-            session.advance(guided)
+        scales = [session.spec.sampling.guidance_scale for session in batch]
+        halves.step(self._guidance, self._forward, batch, scales, order="negative first")
 
     def _forward(
-        self, sessions: Sequence[SD3Session], texts: Sequence[Text]
-    ) -> Sequence[torch.Tensor]:
-        """One forward with a row for each session and its text, [1, channels, rows, columns]."""
-        return self.transformer(
+        self, context: str, sessions: Sequence[SD3Session], texts: Sequence[Text]
+    ) -> torch.Tensor:
+        """One forward with a row for each session and its text, [rows, channels, …]."""
+        noise: torch.Tensor = self.transformer(
             hidden_states=torch.cat([s.latents for s in sessions]),
             timestep=torch.stack([s.timestep for s in sessions]),
             encoder_hidden_states=torch.cat([text.words for text in texts]),
             pooled_projections=torch.cat([text.pooled for text in texts]),
             return_dict=False,
-        )[0].split(1)
-
-    def weights(self) -> dict[str, int]:
-        return weight_bytes(self.pipeline.components)
+        )[0]
+        return noise
 
     # ------------------------------------------------------------------------------- decoding
 
-    def decodes_together(self, sessions: Sequence[SD3Session]) -> bool:
-        return self._vae.splits_decode((len(sessions), *sessions[0].latents.shape[1:]))
-
-    def decode(self, sessions: Sequence[SD3Session]) -> Sequence[Frames]:
-        pixels = self._vae.decode(torch.cat([self._unscaled(s) for s in sessions]))
-        if not self._first:
-            return []
-        images = self.pipeline.image_processor.postprocess(pixels, output_type="np")
-        return list((images[:, None] * 255).round().astype("uint8"))
+    def _to_decode(self, sessions: Sequence[SD3Session]) -> torch.Tensor:
+        return torch.cat([self._unscaled(session) for session in sessions])
 
     def _unscaled(self, session: SD3Session) -> torch.Tensor:
         """Latents as the VAE has them."""
         vae = self.pipeline.vae
-        latents = session.latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        # The inpainting pipeline of diffusers leaves out the shift; we make its pictures.
-        return latents if session.kept is not None else latents + vae.config.shift_factor
+        latents = session.latents.to(vae.device, vae.dtype)
+        if session.kept is not None:
+            # The inpainting pipeline of diffusers leaves out the shift; we make its pictures.
+            return latents / vae.config.scaling_factor
+        return self._scaling.unscaled(latents)
 
 
 def load(directory: Path, config: EngineConfig, mesh: Mesh) -> SD3Family:

@@ -17,25 +17,20 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.z_image.pipeline_z_image import (
-    calculate_shift,
     get_default_z_image_sigmas,
     retrieve_timesteps,
 )
 from diffusers.utils.torch_utils import randn_tensor
 
 from safelight.config import EngineConfig
-from safelight.models.loading import load_pipeline, weight_bytes
-from safelight.models.pictures import PictureEncoder, shorten
-from safelight.models.plans import plan_of
-from safelight.models.prompts import PromptCache
-from safelight.models.rows import predict
-from safelight.models.samplers import own
+from safelight.models import halves, samplers
+from safelight.models.base import DiffusersFamily, split
+from safelight.models.loading import load_pipeline
+from safelight.models.pictures import PictureEncoder
+from safelight.models.scaling import OfAll
 from safelight.models.session import Denoising
 from safelight.models.z_image.spec import PADDING
-from safelight.parallel.guidance import Guidance
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.sequence import SequenceParallel
-from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec, Sampling
 
 if TYPE_CHECKING:
@@ -60,26 +55,14 @@ class ZImageSession(Denoising):
     conditioning: Conditioning
 
 
-class ZImageFamily:
+class ZImageFamily(DiffusersFamily):
     """A loaded Z-Image pipeline."""
 
     def __init__(self, pipeline: ZImagePipeline, mesh: Mesh, config: EngineConfig) -> None:
-        self.pipeline = pipeline
-        self.transformer = pipeline.transformer
-        self._first = mesh.rank == 0
-        self._guidance = Guidance(mesh)
-        plan = plan_of(type(self.transformer).__name__)
-        self._sequence = SequenceParallel.apply(self.transformer, mesh, plan)
-        self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
-        self.device = mesh.device
-        # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
-        self.dtype = self.transformer.dtype
-        entries = config.model.prompt_cache_entries
-        self._prompts = PromptCache(entries)
-        self._pictures = PictureEncoder(self._vae, pipeline.image_processor, entries)
-
-    def describe(self) -> str:
-        return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
+        super().__init__(pipeline, mesh, config)
+        self._sequence = split(self.transformer, mesh)
+        self._scaling = OfAll(pipeline.vae)
+        self._pictures = PictureEncoder(self._vae, config.model.prompt_cache_entries)
 
     # -------------------------------------------------------------------------- conditioning
 
@@ -87,11 +70,11 @@ class ZImageFamily:
         sampling, pictures = sample.sampling, sample.inputs.images
         length = sampling.max_sequence_length
         guided = sampling.guidance_scale > 0  # not 1: see `_guide`
-        size = sampling.width, sampling.height
+        processor = self.pipeline.image_processor
         return Conditioning(
             positive=self._embed(sample.prompt, length),
             negative=self._embed(sampling.negative_prompt, length) if guided else None,
-            picture=self._pictures.encode(pictures[0], *size) if pictures else None,
+            picture=self._pictures.fitted(processor, pictures[0], sampling) if pictures else None,
         )
 
     def _embed(self, text: str, length: int) -> torch.Tensor:
@@ -112,12 +95,11 @@ class ZImageFamily:
         sampling = sample.sampling
         generator = torch.Generator("cpu").manual_seed(sampling.seed)
         scheduler = self._scheduler(sampling)
-        strength = sampling.strength or 1.0  # none without a picture: all steps
-        timesteps = shorten(scheduler, sampling.num_inference_steps, strength)
+        timesteps = samplers.left(scheduler, sampling)
         if conditioning.picture is None:
             latents = self._noise(sampling, generator)
         else:
-            clean = self._pictures.draw(conditioning.picture, generator).to(self.dtype)
+            clean = self._scaling.scaled(conditioning.picture.sample(generator)).to(self.dtype)
             noise = randn_tensor(clean.shape, generator, self.device, self.dtype)
             latents = scheduler.scale_noise(clean, timesteps[:1], noise)
         return ZImageSession(
@@ -141,16 +123,10 @@ class ZImageFamily:
 
     def _scheduler(self, sampling: Sampling) -> Any:
         """A sampler of its own; its shift is fixed, or grows with the image."""
-        scheduler = own(self.pipeline.scheduler, sampling.flow_shift)
-        config, step = scheduler.config, 2 * self.pipeline.vae_scale_factor
-        mu = calculate_shift(
-            (sampling.height // step) * (sampling.width // step),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        steps = sampling.num_inference_steps
+        scheduler = samplers.own(self.pipeline.scheduler, sampling.flow_shift)
+        side, steps = 2 * self.pipeline.vae_scale_factor, sampling.num_inference_steps
+        tokens = (sampling.height // side) * (sampling.width // side)
+        mu = samplers.mu(scheduler.config, tokens)
         sigmas = get_default_z_image_sigmas(steps)
         retrieve_timesteps(scheduler, steps, self.device, sigmas=sigmas, mu=mu)
         return scheduler
@@ -158,13 +134,16 @@ class ZImageFamily:
     # ------------------------------------------------------------------------------- stepping
 
     def step(self, batch: Sequence[ZImageSession]) -> None:
-        noise, bases = predict(self._guidance, batch, self._forward, unconditional_first=False)
-        for session, conditional, unconditional in zip(batch, noise, bases, strict=True):
+        texts = halves.texts_of(batch)
+        predictions = halves.both(
+            self._guidance, self._forward, batch, *texts, order="positive first"
+        )
+        for session, conditional, unconditional in zip(batch, *predictions, strict=True):
             guided = _guide(conditional, unconditional, session.spec.sampling.guidance_scale)
             session.advance(-guided.unsqueeze(0).squeeze(2))
 
     def _forward(
-        self, sessions: Sequence[ZImageSession], texts: Sequence[torch.Tensor]
+        self, context: str, sessions: Sequence[ZImageSession], texts: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """One forward with a row for each session and its text: [channels, 1, rows, columns]."""
         latents = [s.latents[0].to(self.dtype).unsqueeze(1) for s in sessions]
@@ -175,32 +154,19 @@ class ZImageFamily:
         )[0]
         return rows
 
-    def weights(self) -> dict[str, int]:
-        return weight_bytes(self.pipeline.components)
-
     # ------------------------------------------------------------------------------- decoding
 
     def decodes_together(self, sessions: Sequence[ZImageSession]) -> bool:
-        return any(
-            self._vae.splits_decode((len(group), *sessions[group[0]].latents.shape[1:]))
-            for group in _alike(sessions)
-        )
+        return any(super(ZImageFamily, self).decodes_together(group) for group in _alike(sessions))
 
     def decode(self, sessions: Sequence[ZImageSession]) -> Sequence[Frames]:
-        frames: dict[int, Frames] = {}
+        """Those of one size at once."""
+        frames: dict[str, Frames] = {}
         for group in _alike(sessions):
-            latents = torch.cat([sessions[index].latents for index in group])
-            if self._first or self._vae.splits_decode(latents.shape):
-                frames |= dict(zip(group, self._frames(latents), strict=True))
-        return [frames[index] for index in range(len(sessions))] if self._first else []
-
-    def _frames(self, latents: torch.Tensor) -> Sequence[Frames]:
-        """Of latents of one size."""
-        vae = self.pipeline.vae
-        latents = latents.to(vae.device, vae.dtype)
-        pixels = self._vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor)
-        images = self.pipeline.image_processor.postprocess(pixels, output_type="np")
-        return list((images[:, None] * 255).round().astype("uint8"))
+            if self._first or super().decodes_together(group):
+                names = [session.spec.id for session in group]
+                frames |= zip(names, super().decode(group), strict=self._first)
+        return [frames[session.spec.id] for session in sessions] if self._first else []
 
 
 def _guide(
@@ -219,11 +185,11 @@ def _tokens(latents: torch.Tensor, text: torch.Tensor) -> int:
     return sum(-(-n // PADDING) * PADDING for n in (rows // 2 * (columns // 2), len(text)))
 
 
-def _alike(sessions: Sequence[ZImageSession]) -> list[list[int]]:
-    """Indices of the sessions, put together by size."""
-    groups: dict[torch.Size, list[int]] = {}
-    for index, session in enumerate(sessions):
-        groups.setdefault(session.latents.shape, []).append(index)
+def _alike(sessions: Sequence[ZImageSession]) -> list[list[ZImageSession]]:
+    """Put together by size."""
+    groups: dict[torch.Size, list[ZImageSession]] = {}
+    for session in sessions:
+        groups.setdefault(session.latents.shape, []).append(session)
     return list(groups.values())
 
 

@@ -205,9 +205,9 @@ def test_only_what_the_mask_covers_is_repainted(directory: Path, family: SD3Fami
 def test_prompts_and_pictures_are_encoded_once(directory: Path, family: SD3Family) -> None:
     spec = cases.sample(FROM_PICTURE, directory, negative_prompt="seen by nobody")
     begin(family, spec)
-    misses = family._prompts.misses, family._pictures._cache.misses
+    misses = family._prompts.misses, family._pictures.cache.misses
     begin(family, msgspec.structs.replace(spec, id="b.0"))
-    assert misses == (family._prompts.misses, family._pictures._cache.misses)
+    assert misses == (family._prompts.misses, family._pictures.cache.misses)
 
 
 def test_two_ranks_share_a_mixed_batch(directory: Path, two_ranks: RankPool) -> None:

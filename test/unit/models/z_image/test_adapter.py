@@ -217,7 +217,7 @@ def test_the_less_strength_the_fewer_steps_and_the_nearer_the_picture(
     with torch.inference_mode():
         clean = family.encode(weak).picture
         assert clean is not None
-        target = family._pictures.draw(clean, torch.Generator("cpu").manual_seed(7))
+        target = family._scaling.scaled(clean.sample(torch.Generator("cpu").manual_seed(7)))
     distance = [(run(family, spec).latents - target).abs().mean() for spec in (weak, strong)]
     assert distance[0] < distance[1]
 
@@ -234,9 +234,9 @@ def test_a_picture_is_resized_to_the_size_asked_for(directory: Path, family: ZIm
 def test_prompts_and_pictures_are_encoded_once(directory: Path, family: ZImageFamily) -> None:
     spec = cases.sample(FROM_PICTURE, directory, negative_prompt="seen by nobody")
     begin(family, spec)
-    misses = family._prompts.misses, family._pictures._cache.misses
+    misses = family._prompts.misses, family._pictures.cache.misses
     begin(family, msgspec.structs.replace(spec, id="b.0"))
-    assert misses == (family._prompts.misses, family._pictures._cache.misses)
+    assert misses == (family._prompts.misses, family._pictures.cache.misses)
 
 
 @pytest.mark.parametrize(
