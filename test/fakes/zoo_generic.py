@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,12 @@ def small_shapes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pipeline_pixart_sigma, "ASPECT_RATIO_256_BIN", bin_of_one)
 
 
+def quiet(patch: pytest.MonkeyPatch) -> None:
+    """Some warn of their own ways: Kandinsky of its callbacks, Mochi of autocast on the CPU."""
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", UserWarning)
+
+
 @make
 def tiny_sana(directory: Path) -> Path:
     return saved(
@@ -609,12 +616,16 @@ CASES = (
         values={**GUIDED, "max_sequence_length": 64},
     ),
     case(
-        "Kandinsky 2.2", tiny_kandinsky, reference(KandinskyV22CombinedPipeline, "guidance_scale")
+        "Kandinsky 2.2",
+        tiny_kandinsky,
+        reference(KandinskyV22CombinedPipeline, "guidance_scale"),
+        environment=quiet,
     ),
     case(
         "Kandinsky 2.2",
         tiny_kandinsky,
         reference(KandinskyV22Img2ImgCombinedPipeline, "guidance_scale", "strength"),
+        environment=quiet,
         task="image-to-image",
         images=((SIDE, SIDE),),
         values={**GUIDED, "strength": 0.7, "num_inference_steps": 6},

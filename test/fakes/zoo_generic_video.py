@@ -30,6 +30,7 @@ from fakes.zoo_generic import (
     case,
     clip_config,
     make,
+    quiet,
     reference,
     saved,
     stirred,
@@ -185,6 +186,7 @@ CASES = (
         reference(MochiPipeline, *FIELDS),
         task="text-to-video",
         values={**VIDEO, "num_frames": 7},
+        environment=quiet,
     ),
     case(
         "LTX",

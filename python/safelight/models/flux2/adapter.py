@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,23 +18,16 @@ from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
 
 from safelight.config import EngineConfig
-from safelight.models import halves
+from safelight.models import halves, samplers
+from safelight.models.base import DiffusersFamily, split
 from safelight.models.flux2.spec import SEEN, seen
 from safelight.models.inputs import image
-from safelight.models.loading import load_pipeline, weight_bytes
-from safelight.models.plans import plan_of
-from safelight.models.prompts import PromptCache
+from safelight.models.loading import load_pipeline
+from safelight.models.pictures import PictureEncoder
 from safelight.models.registry import pipeline_class
-from safelight.models.samplers import own
 from safelight.models.session import Denoising
-from safelight.parallel.guidance import Guidance
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.sequence import SequenceParallel
-from safelight.parallel.vae import ParallelVae
 from safelight.request import Picture, SampleSpec
-
-if TYPE_CHECKING:
-    from safelight.models.family import Frames
 
 
 @dataclass(frozen=True)
@@ -71,26 +64,14 @@ class Flux2Session(Denoising):
         return torch.cat([self.latents, self.references], dim=1)
 
 
-class Flux2Family:
+class Flux2Family(DiffusersFamily):
     """A loaded FLUX.2 pipeline: guidance is an input of its transformer."""
 
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
-        self.pipeline = pipeline
-        self.transformer = pipeline.transformer
-        self._first = mesh.rank == 0
-        self._guidance = Guidance(mesh)
-        plan = plan_of(type(self.transformer).__name__)
-        self._sequence = SequenceParallel.apply(self.transformer, mesh, plan)
-        self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
-        self.device = mesh.device
-        # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
-        self.dtype = self.transformer.dtype
-        self._prompts = PromptCache(config.model.prompt_cache_entries)
-        self._pictures = PromptCache(config.model.prompt_cache_entries)
+        super().__init__(pipeline, mesh, config)
+        self._sequence = split(self.transformer, mesh)
+        self._pictures = PictureEncoder(self._vae, config.model.prompt_cache_entries)
         self._ids: dict[int, torch.Tensor] = {}
-
-    def describe(self) -> str:
-        return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
 
     # -------------------------------------------------------------------------- text and pictures
 
@@ -118,15 +99,11 @@ class Flux2Family:
     def _seen(self, picture: Picture) -> torch.Tensor:
         """The latents of a reference picture."""
 
-        def see() -> torch.Tensor:
-            vae = self.pipeline.vae
-            pixels = self._pixels(picture).to(vae.device, vae.dtype)
-            latents = self.pipeline._patchify_latents(self._vae.encode(pixels).latent_dist.mode())
-            mean, deviation = self._statistics(latents)
-            normal: torch.Tensor = (latents - mean) / deviation
-            return normal.to(self.dtype)
-
-        return self._pictures.get(picture.digest, see)
+        encoded = self._pictures.encode(picture.digest, lambda: self._pixels(picture))
+        latents = self.pipeline._patchify_latents(encoded.mode())
+        mean, deviation = self._statistics(latents)
+        normal: torch.Tensor = (latents - mean) / deviation
+        return normal.to(self.dtype)
 
     def _pixels(self, picture: Picture) -> torch.Tensor:
         """float32 [1, 3, height, width] in [-1, 1]: at most a megapixel, its edges cropped."""
@@ -184,7 +161,7 @@ class Flux2Family:
     def _scheduler(self, sample: SampleSpec, tokens: int) -> Any:
         """A sampler of its own for an image of so many tokens; the larger, the more its noise
         levels are shifted."""
-        scheduler = own(self.pipeline.scheduler, sample.sampling.flow_shift)
+        scheduler = samplers.own(self.pipeline.scheduler, sample.sampling.flow_shift)
         steps = sample.sampling.num_inference_steps
         own_sigmas = scheduler.config.get("use_flow_sigmas", False)
         sigmas = None if own_sigmas else np.linspace(1.0, 1 / steps, steps)
@@ -196,16 +173,8 @@ class Flux2Family:
     # -------------------------------------------------------------------------------------- steps
 
     def step(self, batch: Sequence[Flux2Session]) -> None:
-        predictions = halves.predict(
-            self._guidance,
-            self._forward,
-            batch,
-            [s.conditioning.positive for s in batch],
-            [s.conditioning.negative for s in batch],
-            [s.spec.sampling.guidance_scale for s in batch],
-        )
-        for session, noise in zip(batch, predictions, strict=True):
-            session.advance(noise)
+        scales = [session.spec.sampling.guidance_scale for session in batch]
+        halves.step(self._guidance, self._forward, batch, scales)
 
     def _forward(
         self, context: str, sessions: Sequence[Flux2Session], texts: Sequence[torch.Tensor]
@@ -238,28 +207,17 @@ class Flux2Family:
 
     # -------------------------------------------------------------------------------------- the end
 
-    def weights(self) -> dict[str, int]:
-        return weight_bytes(self.pipeline.components)
-
     def decodes_together(self, sessions: Sequence[Flux2Session]) -> bool:
-        return self._vae.splits_decode(self._unpacked(sessions).shape)
+        return self._vae.splits_decode(self._to_decode(sessions).shape)
 
-    def _unpacked(self, sessions: Sequence[Flux2Session]) -> torch.Tensor:
-        """The VAE's latents: [samples, channels, latent height, latent width]"""
+    def _to_decode(self, sessions: Sequence[Flux2Session]) -> torch.Tensor:
         size, step = sessions[0].spec.sampling, 2 * self.pipeline.vae_scale_factor
-        packed = torch.cat([s.latents for s in sessions]).transpose(1, 2)
+        packed = self._stacked(sessions).transpose(1, 2)
         latents = packed.unflatten(2, (size.height // step, size.width // step))
         latents = latents.to(self.pipeline.vae.device, self.pipeline.vae.dtype)
         mean, deviation = self._statistics(latents)
         unpacked: torch.Tensor = self.pipeline._unpatchify_latents(latents * deviation + mean)
         return unpacked
-
-    def decode(self, sessions: Sequence[Flux2Session]) -> Sequence[Frames]:
-        pixels = self._vae.decode(self._unpacked(sessions))
-        if not self._first:
-            return []
-        images = self.pipeline.image_processor.postprocess(pixels, output_type="np")
-        return list((images[:, None] * 255).round().astype("uint8"))
 
 
 class KleinFamily(Flux2Family):

@@ -8,6 +8,7 @@ pipeline's frames, so that its thread ends.
 from __future__ import annotations
 
 import contextvars
+import copy
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,9 @@ class Course:
         self.result: Any = None
         self.ended = False
         self._failure: BaseException | None = None
+        """Until it is raised: kept, its traceback would keep the samples of its batch."""
+        self._again: BaseException | None = None
+        """A copy of it that has no traceback."""
         self._begun = self._closing = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         context = contextvars.copy_context()
@@ -50,8 +54,14 @@ class Course:
         """Run to the next stop, or to the end; raises what the work raised, now and ever after."""
         if not self.ended:
             self._pass()
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is None and self._again is not None:
+            failure = copy.copy(self._again)
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # its traceback has this frame
 
     def close(self) -> None:
         """End the work where it is. Does nothing if it has ended or was never begun."""
@@ -80,7 +90,8 @@ class Course:
             pass
         except BaseException as failure:  # noqa: BLE001 (the caller raises it)
             _forget_locals(failure)
-            self._failure, self.latents = failure, None
+            self._failure, self._again = failure, _copied(failure)
+            self.latents = None
         self.ended = True
         self._stopped.release()
 
@@ -113,6 +124,14 @@ def _forget_locals(failure: BaseException | None) -> None:
     while failure is not None:
         traceback.clear_frames(failure.__traceback__)
         failure = failure.__cause__ or failure.__context__
+
+
+def _copied(failure: BaseException) -> BaseException:
+    """The same failure, never raised."""
+    try:
+        return copy.copy(failure)
+    except TypeError:  # it is made of other arguments than it says
+        return RuntimeError(f"{type(failure).__name__}: {failure}")
 
 
 class Bar:

@@ -14,8 +14,8 @@ from diffusers import QwenImageEditInpaintPipeline
 
 from safelight.models.inputs import image
 from safelight.models.qwen_image import spec
-from safelight.models.qwen_image.family import QwenImageFamily, whole_schedule
-from safelight.models.qwen_image.sessions import Grids, InpaintingSession, QwenImageSession
+from safelight.models.qwen_image.family import QwenImageFamily
+from safelight.models.qwen_image.sessions import Grids, QwenImageSession
 from safelight.request import Picture, SampleSpec
 
 
@@ -59,9 +59,9 @@ class QwenImageEditFamily(QwenImageFamily):
 
     def _begin_inpainting(
         self, mask: Picture, generator: torch.Generator, start: dict[str, Any]
-    ) -> InpaintingSession:
+    ) -> QwenImageSession:
         session = super()._begin_inpainting(mask, generator, start)
-        session.seen = session.original
+        session.seen = session.kept.clean if session.kept is not None else None
         return session
 
     def _begin_with_pictures(
@@ -71,8 +71,7 @@ class QwenImageEditFamily(QwenImageFamily):
         sample = start["spec"]
         wanted = self._wanted(sample.sampling, generator)
         latents, seen = self.pipeline.prepare_latents(self._encoded(sample), *wanted)
-        timesteps = whole_schedule(start["scheduler"])
-        return QwenImageSession(**start, latents=latents, timesteps=timesteps, seen=seen)
+        return QwenImageSession(**start, latents=latents, seen=seen)
 
     def _encoded(self, sample: SampleSpec) -> Any:
         """Latents of the pictures as `prepare_latents` takes them."""
@@ -83,10 +82,11 @@ class QwenImageEditFamily(QwenImageFamily):
         width, height = size
 
         def pixels() -> torch.Tensor:
-            return self.pipeline.image_processor.preprocess(fitted(), height, width)
+            made: torch.Tensor = self.pipeline.image_processor.preprocess(fitted(), height, width)
+            return made.unsqueeze(2)
 
         encoded = self._pictures.encode((picture.digest, width, height), pixels)
-        return self._pictures.clean(encoded)
+        return self._scaling.normal(encoded.mode())
 
 
 class QwenImageEditPlusFamily(QwenImageEditFamily):

@@ -20,57 +20,38 @@ from diffusers import (
     QwenImageImg2ImgPipeline,
     QwenImageInpaintPipeline,
 )
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import retrieve_timesteps
 
 from safelight.config import EngineConfig
 from safelight.errors import GenerationFailed
+from safelight.models import halves, samplers
+from safelight.models.base import DiffusersFamily, split
 from safelight.models.inputs import image
-from safelight.models.loading import weight_bytes
-from safelight.models.plans import plan_of
-from safelight.models.prompts import PromptCache
-from safelight.models.qwen_image.sessions import (
-    Conditioning,
-    Grids,
-    InpaintingSession,
-    PictureEncoder,
-    QwenImageSession,
-)
+from safelight.models.pictures import PictureEncoder, fitted
+from safelight.models.qwen_image.sessions import Conditioning, Grids, QwenImageSession
 from safelight.models.qwen_image.texts import groups, padded
-from safelight.models.samplers import own
-from safelight.parallel.guidance import Guidance
+from safelight.models.scaling import ByChannel
+from safelight.models.session import Kept
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.sequence import SequenceParallel
-from safelight.parallel.vae import ParallelVae
 from safelight.request import Picture, SampleSpec, Sampling
 
 if TYPE_CHECKING:
     from safelight.models.family import Frames
 
 
-class QwenImageFamily:
+class QwenImageFamily(DiffusersFamily):
     """A loaded Qwen-Image pipeline: text-to-image, image-to-image and inpainting."""
 
     inpainting: type[DiffusionPipeline] = QwenImageInpaintPipeline
     """Made from the same components."""
 
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
-        self.pipeline = pipeline
-        self.transformer = pipeline.transformer
-        self._first = mesh.rank == 0
-        self._guidance = Guidance(mesh)
-        plan = plan_of(type(self.transformer).__name__)
-        self._sequence = SequenceParallel.apply(self.transformer, mesh, plan)
-        self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
-        self.device = mesh.device
-        # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
-        self.dtype = self.transformer.dtype
+        super().__init__(pipeline, mesh, config)
+        self._sequence = split(self.transformer, mesh)
         self._channels = self.transformer.config.in_channels // 4
         self._positions = len(self.transformer.pos_embed.pos_freqs)
-        self._prompts = PromptCache(config.model.prompt_cache_entries)
+        self._scaling: ByChannel = ByChannel(pipeline.vae)
         self._pictures = PictureEncoder(self._vae, config.model.prompt_cache_entries)
-
-    def describe(self) -> str:
-        return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
 
     # -------------------------------------------------------------------------- conditioning
 
@@ -97,10 +78,12 @@ class QwenImageFamily:
 
     def begin(self, sample: SampleSpec, conditioning: Conditioning) -> QwenImageSession:
         sampling = sample.sampling
+        scheduler = self._scheduler(sampling)
         start = {
             "spec": sample,
             "conditioning": conditioning,
-            "scheduler": self._scheduler(sampling),
+            "scheduler": scheduler,
+            "timesteps": samplers.left(scheduler, sampling),
             "grids": self._grids(sample),
         }
         self._check_positions(conditioning, start["grids"])
@@ -110,8 +93,7 @@ class QwenImageFamily:
         if sample.inputs.images:
             return self._begin_with_pictures(generator, start)
         latents = self.pipeline.prepare_latents(*self._wanted(sampling, generator))
-        timesteps = whole_schedule(start["scheduler"])
-        return QwenImageSession(**start, latents=latents, timesteps=timesteps)
+        return QwenImageSession(**start, latents=latents)
 
     def _grids(self, sample: SampleSpec) -> Grids:
         """As `QwenImageSession.grids`."""
@@ -120,16 +102,9 @@ class QwenImageFamily:
     def _scheduler(self, sampling: Sampling) -> Any:
         """A sampler of its own, for an image of so many tokens: the larger, the more its noise
         levels are shifted, unless their shift is fixed."""
-        scheduler = own(self.pipeline.scheduler, sampling.flow_shift)
-        config, steps = scheduler.config, sampling.num_inference_steps
-        _, rows, columns = self._grid(sampling.width, sampling.height)
-        mu = calculate_shift(
-            rows * columns,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        scheduler = samplers.own(self.pipeline.scheduler, sampling.flow_shift)
+        steps = sampling.num_inference_steps
+        mu = samplers.mu(scheduler.config, math.prod(self._grid(sampling.width, sampling.height)))
         sigmas = np.linspace(1.0, 1 / steps, steps)
         retrieve_timesteps(scheduler, steps, self.device, sigmas=sigmas, mu=mu)
         return scheduler
@@ -147,49 +122,32 @@ class QwenImageFamily:
         self, generator: torch.Generator, start: dict[str, Any]
     ) -> QwenImageSession:
         """From the picture, as noisy as `strength` says."""
-        sample, scheduler = start["spec"], start["scheduler"]
-        pipeline = _sibling(QwenImageImg2ImgPipeline, self.pipeline, scheduler)
-        timesteps = self._shortened(pipeline, sample.sampling)
+        sample: SampleSpec = start["spec"]
+        pipeline = _sibling(QwenImageImg2ImgPipeline, self.pipeline, start["scheduler"])
         original = self._drawn(pipeline, sample, generator)
         wanted = self._wanted(sample.sampling, generator)
-        latents = pipeline.prepare_latents(original, timesteps[:1], *wanted)
-        return QwenImageSession(**start, latents=latents, timesteps=timesteps)
+        latents = pipeline.prepare_latents(original, start["timesteps"][:1], *wanted)
+        return QwenImageSession(**start, latents=latents)
 
     def _begin_inpainting(
         self, mask: Picture, generator: torch.Generator, start: dict[str, Any]
-    ) -> InpaintingSession:
-        sample, scheduler = start["spec"], start["scheduler"]
-        sampling = sample.sampling
-        pipeline = _sibling(self.inpainting, self.pipeline, scheduler)
-        timesteps = self._shortened(pipeline, sampling)
+    ) -> QwenImageSession:
+        sample: SampleSpec = start["spec"]
+        pipeline = _sibling(self.inpainting, self.pipeline, start["scheduler"])
         original = self._drawn(pipeline, sample, generator)
-        wanted = self._wanted(sampling, generator)
-        latents, noise, packed = pipeline.prepare_latents(original, timesteps[:1], *wanted)
-        return InpaintingSession(
-            **start,
-            latents=latents,
-            timesteps=timesteps,
-            mask=self._packed_mask(pipeline, mask, original, sampling),
-            original=packed,
-            noise=noise,
-        )
-
-    def _shortened(self, pipeline: Any, sampling: Sampling) -> torch.Tensor:
-        """The timesteps that `strength` leaves; the pipeline's sampler begins there."""
-        steps = sampling.num_inference_steps
-        timesteps: torch.Tensor
-        timesteps, _ = pipeline.get_timesteps(steps, sampling.strength, self.device)
-        return timesteps
+        wanted = self._wanted(sample.sampling, generator)
+        latents, noise, packed = pipeline.prepare_latents(original, start["timesteps"][:1], *wanted)
+        masked = self._packed_mask(pipeline, mask, original, sample.sampling)
+        return QwenImageSession(**start, latents=latents, kept=Kept(packed, noise, masked))
 
     def _packed_mask(
         self, pipeline: Any, mask: Picture, original: torch.Tensor, sampling: Sampling
     ) -> torch.Tensor:
-        size = {"height": sampling.height, "width": sampling.width}
         # The masked picture would be for transformers with more channels, of which there are none:
         # latents in its place are not encoded.
         packed: torch.Tensor
         packed, _ = pipeline.prepare_mask_latents(
-            mask=pipeline.mask_processor.preprocess(image(mask), **size),
+            mask=fitted(pipeline.mask_processor, mask, sampling),
             masked_image=original,
             batch_size=1,
             num_channels_latents=self._channels,
@@ -197,7 +155,8 @@ class QwenImageFamily:
             dtype=self.dtype,
             device=self.device,
             generator=None,
-            **size,
+            height=sampling.height,
+            width=sampling.width,
         )
         return packed
 
@@ -207,10 +166,11 @@ class QwenImageFamily:
 
         def pixels() -> torch.Tensor:
             size = {"height": sampling.height, "width": sampling.width}
-            return pipeline.image_processor.preprocess(self._fitted(sample), **size)
+            made: torch.Tensor = pipeline.image_processor.preprocess(self._fitted(sample), **size)
+            return made.unsqueeze(2)
 
         key = picture.digest, sampling.width, sampling.height
-        return self._pictures.draw(self._pictures.encode(key, pixels), generator)
+        return self._scaling.scaled(self._pictures.encode(key, pixels).sample(generator))
 
     def _fitted(self, sample: SampleSpec) -> Any:
         """The picture, as it is before it becomes pixels of the output's size."""
@@ -231,49 +191,12 @@ class QwenImageFamily:
     # ------------------------------------------------------------------------------- stepping
 
     def step(self, batch: Sequence[QwenImageSession]) -> None:
-        for session, noise, base in zip(batch, *self._predict(batch), strict=True):
+        texts = halves.texts_of(batch)
+        predictions = halves.both(self._guidance, self._forward, batch, *texts)
+        for session, noise, base in zip(batch, *predictions, strict=True):
             if base is not None:
                 noise = _guide(noise, base, session.spec.sampling.true_cfg_scale or 1.0)
             session.advance(noise)
-
-    def _predict(
-        self, batch: Sequence[QwenImageSession]
-    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor | None]]:
-        """Both predictions of each; the unconditional one is None for the unguided."""
-        positive = [s.conditioning.positive for s in batch]
-        negative = [s.conditioning.negative for s in batch]
-        guided = [text is not None for text in negative]
-        if self._guidance.split and any(guided):
-            # The unguided ride along in the other half, as both must have one shape to be
-            # exchanged; nobody looks at them there.
-            other = [p if n is None else n for p, n in zip(positive, negative, strict=True)]
-            noise, base = self._exchanged(batch, positive, other)
-            return noise, [b if g else None for b, g in zip(base, guided, strict=True)]
-        if len(batch) == 1:
-            alone = self._forward("cond", batch, positive)
-            bases = [n if n is None else self._forward("uncond", batch, [n]) for n in negative]
-            return [alone], bases
-        rows = self._forward(
-            "batch",
-            [*batch, *(s for s, g in zip(batch, guided, strict=True) if g)],
-            positive + [n for n in negative if n is not None],
-        ).split(1)
-        rest = iter(rows[len(batch) :])
-        return rows[: len(batch)], [next(rest) if g else None for g in guided]
-
-    def _exchanged(
-        self,
-        batch: Sequence[QwenImageSession],
-        positive: Sequence[torch.Tensor],
-        negative: Sequence[torch.Tensor],
-    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """Both predictions of each, one of them computed here."""
-        if self._guidance.unconditional:
-            mine = self._forward("uncond", batch, negative)
-        else:
-            mine = self._forward("cond", batch, positive)
-        noise, base = self._guidance.exchange(mine)
-        return noise.split(1), base.split(1)
 
     def _forward(
         self, context: str, sessions: Sequence[QwenImageSession], texts: Sequence[torch.Tensor]
@@ -308,29 +231,17 @@ class QwenImageFamily:
             )[0]
         return noise[:, : sessions[0].latents.shape[1]]
 
-    def weights(self) -> dict[str, int]:
-        return weight_bytes(self.pipeline.components)
-
     # ------------------------------------------------------------------------------- decoding
 
-    def decodes_together(self, sessions: Sequence[QwenImageSession]) -> bool:
-        return self._vae.splits_decode(self._unpacked(sessions).shape)
-
-    def _unpacked(self, sessions: Sequence[QwenImageSession]) -> torch.Tensor:
+    def _stacked(self, sessions: Sequence[QwenImageSession]) -> torch.Tensor:
         """[samples, channels, 1, latent height, latent width]"""
         size = sessions[0].spec.sampling
-        packed = torch.cat([s.latents for s in sessions])
+        packed = super()._stacked(sessions)
         scale = self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(packed, size.height, size.width, scale)
 
-    def decode(self, sessions: Sequence[QwenImageSession]) -> Sequence[Frames]:
-        vae = self.pipeline.vae
-        latents = self._unpacked(sessions).to(vae.device, vae.dtype)
-        pixels = self._vae.decode(self._pictures.restored(latents))
-        if not self._first:
-            return []
-        images = self.pipeline.image_processor.postprocess(pixels[:, :, 0], output_type="np")
-        return list((images[:, None] * 255).round().astype("uint8"))
+    def _frames(self, pixels: torch.Tensor) -> Sequence[Frames]:
+        return super()._frames(pixels[:, :, 0])
 
 
 def _guide(noise: torch.Tensor, base: torch.Tensor, scale: float) -> torch.Tensor:
@@ -338,13 +249,6 @@ def _guide(noise: torch.Tensor, base: torch.Tensor, scale: float) -> torch.Tenso
     guided = base + scale * (noise - base)
     length = torch.norm(noise, dim=-1, keepdim=True)
     return guided * (length / torch.norm(guided, dim=-1, keepdim=True))
-
-
-def whole_schedule(scheduler: Any) -> torch.Tensor:
-    """All timesteps; the sampler begins at the first."""
-    scheduler.set_begin_index(0)
-    timesteps: torch.Tensor = scheduler.timesteps
-    return timesteps
 
 
 def _sibling(kind: type[DiffusionPipeline], pipeline: DiffusionPipeline, scheduler: Any) -> Any:

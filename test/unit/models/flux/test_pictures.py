@@ -81,12 +81,12 @@ def test_the_picture_matters_and_is_encoded_once(
 ) -> None:
     family, spec = families[case.make], cases.sample(case, paths[case.make])
     latents = made(family, spec)
-    misses = family._pictures.misses
+    misses = family._pictures.cache.misses
     assert torch.equal(made(family, msgspec.structs.replace(spec, id="again.0")), latents)
-    assert family._pictures.misses == misses
+    assert family._pictures.cache.misses == misses
     other = with_image(spec, 255 - pixels_of(spec), tmp_path)
     assert (made(family, other) - latents).abs().max() > 1e-2
-    assert family._pictures.misses == misses + 1
+    assert family._pictures.cache.misses == misses + 1
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_inpainting_keeps_what_is_black(
     """The mask is white in its right half."""
     session = begin(families[PAINT.make], cases.sample(PAINT, paths[PAINT.make]))
     run(families[PAINT.make], session)
-    assert session.repaint is not None
-    made, picture = (t.view(4, 4, 16) for t in (session.latents, session.repaint.picture))
+    assert session.kept is not None
+    made, picture = (t.view(4, 4, 16) for t in (session.latents, session.kept.clean))
     assert torch.equal(made[:, :2], picture[:, :2])
     assert (made[:, 2:] - picture[:, 2:]).abs().min() > 0
 

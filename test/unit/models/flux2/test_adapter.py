@@ -118,10 +118,10 @@ def test_a_picture_is_encoded_once(
     family, spec = families[EDIT.make], cases.sample(EDIT, paths[EDIT.make])
     new = picture(tmp_path, (64, 64), 99)
     spec = msgspec.structs.replace(spec, inputs=Inputs(images=(new, new)))
-    misses = family._pictures.misses
+    misses = family._pictures.cache.misses
     begin(family, spec)
     begin(family, msgspec.structs.replace(spec, id="b.0", prompt="another"))
-    assert family._pictures.misses == misses + 1
+    assert family._pictures.cache.misses == misses + 1
 
 
 def test_references_have_positions_of_their_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -111,6 +112,34 @@ def test_what_it_raises_comes_out_of_resume_every_time() -> None:
         with pytest.raises(ZeroDivisionError, match="here"):
             course.resume()
     assert course.latents is None
+
+
+class Odd(Exception):
+    """One that cannot be copied."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def test_what_it_raised_keeps_nobody_alive() -> None:
+    """The caller's frames have the other samples of the batch."""
+
+    def work(course: Course) -> None:
+        raise Odd(1, 2)
+
+    class Mate:
+        pass
+
+    def call() -> weakref.ref[Mate]:
+        mate = Mate()
+        with pytest.raises(Odd):
+            course.resume()
+        return weakref.ref(mate)
+
+    course = Course(work)
+    assert call()() is None
+    with pytest.raises(RuntimeError, match="Odd: 1 and 2"):
+        course.resume()
 
 
 def test_it_runs_in_inference_mode() -> None:

@@ -192,7 +192,7 @@ def test_what_the_mask_keeps_is_the_picture(
     path, family = directories[case.name], families[case.name]
     spec = sample(case, path, "a.0", **UNGUIDED)
     session = family.begin(spec, family.encode(spec))
-    original, mask = session.original, session.mask.bool()
+    original, mask = session.kept.clean, session.kept.mask.bool()
     assert 0 < mask.float().mean() < 1
     while session.index < session.steps:
         family.step([session])
@@ -219,9 +219,9 @@ def test_pictures_and_prompts_are_encoded_once(
     latents = []
     for spec in specs:
         latents.append(family.begin(spec, family.encode(spec)).latents)
-        misses = family._prompts.misses, family._pictures._cache.misses
+        misses = family._prompts.misses, family._pictures.cache.misses
     family.begin(specs[0], family.encode(specs[0]))
-    assert (family._prompts.misses, family._pictures._cache.misses) == misses
+    assert (family._prompts.misses, family._pictures.cache.misses) == misses
     assert not torch.equal(*latents), "but what is drawn is each sample's own"
 
 
