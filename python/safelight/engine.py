@@ -38,6 +38,7 @@ from safelight.manager.building import build_request
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.manager.media import Media, decode
+from safelight.manager.models import check_memory
 from safelight.models import sources
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_cards
@@ -111,6 +112,7 @@ class Engine:
         on_plan: Callable[[PlanDone], None] | None = None,
     ) -> None:
         self.config, self.cards = load_cards(sources.prepare(config or EngineConfig()))
+        check_memory(self.config)
         self._http = http
         self._on_starting = on_starting
         self._on_plan = on_plan

@@ -95,6 +95,8 @@ class World:
     """What the groups have loaded, where there are several models."""
     write: bool = True
     """Whether the output manager answers at once."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """Steps by sample, where the ranks count others than were asked for."""
 
     def __post_init__(self) -> None:
         self.not_held: list[str] = []
@@ -279,6 +281,7 @@ class World:
         rank.held -= set(plan.release)
         failures = self._execute(rank, plan)
         rank.busy = False
+        encoded = self.names(plan) if isinstance(plan, m.Encode) else ()
         self.send(
             m.Report(
                 group=rank.group,
@@ -287,6 +290,7 @@ class World:
                 started=started,
                 finished=self.now,
                 failures=failures,
+                steps={name: self.counted[name] for name in encoded if name in self.counted},
                 traffic={"ulysses.all_to_all": 10 + rank.rank},
                 peak_memory=2000 + rank.rank,
             )

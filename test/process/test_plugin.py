@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,9 +35,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     packages = examples.install(examples.DOTS, tmp_path_factory.mktemp("plugin"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(packages)
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
-        )
+        patch.setenv("PYTHONPATH", str(packages))
         yield packages
 
 

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from safelight import config, fields
 from safelight.errors import ConfigError, InvalidRequest, UnknownField
+from safelight.manager.models import check_memory
 
 
 class Toy(msgspec.Struct, frozen=True):
@@ -100,3 +101,57 @@ def test_an_alias_is_the_same_setting() -> None:
 def test_an_alias_is_read_from_the_environment_too() -> None:
     found = config.from_environment(config.engine_fields(), {"SAFELIGHT_SP_SIZE": "2"})
     assert found == {"sp_degree": "2"}
+
+
+class TestSeveralModels:
+    def test_each_has_what_holds_for_all_and_its_own(self) -> None:
+        entries = config.build(
+            {
+                "device": "cpu",
+                "dit_precision": "fp32",
+                "model": ["a=./one"],
+                "models": [{"name": "b", "path": "./two", "dit-precision": "bf16", "load": False}],
+            }
+        ).entries
+        assert [entry.name for entry in entries] == ["a", "b"]
+        assert [entry.model.model_path for entry in entries] == ["./one", "./two"]
+        assert [entry.model.dit_precision for entry in entries] == ["fp32", "bf16"]
+        assert {entry.model.device for entry in entries} == {"cpu"}
+
+    def test_those_loaded_at_the_start(self) -> None:
+        models = [{"name": name, "path": "./x", "load": name != "b"} for name in "abcd"]
+        assert config.build({"models": models}).at_start == ("a", "c", "d")
+        assert config.build({"models": models, "max_loaded_models": 2}).at_start == ("a", "c")
+
+    def test_one_model_is_a_list_of_one(self) -> None:
+        built = config.build({"model_path": "./Wan"})
+        assert [entry.name for entry in built.entries] == ["Wan"]
+        assert built.of("Wan").model == built.model
+
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ({"model": ["x"]}, "NAME=PATH"),
+            ({"model": ["a=./x", "a=./y"]}, "Two models are called 'a'"),
+            ({"models": [{"name": "a", "paht": "./x"}]}, "'paht'"),
+            ({"models": [{"name": "a", "port": 3}]}, "'port'"),
+            ({"models": [{"name": "a", "load": "yes"}]}, "true or false"),
+            ({"models": "a"}, "models"),
+            (
+                {"models": [{"name": "a", "tp_size": 2, "text_encoder_cpu_offload": True}]},
+                "two ways",
+            ),
+        ],
+    )
+    def test_mistakes_are_named(self, values: dict[str, object], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            config.build(values)
+
+
+def test_more_at_the_start_than_may_be_loaded_is_refused() -> None:
+    built = config.build(
+        {"model": ["a=builtin:shapes", "b=builtin:shapes"], "model_memory_gib": 0.005}
+    )
+    with pytest.raises(ConfigError, match="load: false"):
+        check_memory(built)
+    check_memory(config.build({"model": ["a=builtin:shapes"], "model_memory_gib": 1.0}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import safelight
+from safelight.models.registry import FAMILIES
 
 ROOT = Path(safelight.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("log", "fields"),
+    ("log", "fields", "host"),
     ("config", "request", "metrics"),
     ("wire", "store", "parallel"),
     ("cache", "lora"),
@@ -140,9 +142,97 @@ def test_the_check_itself(module: str, source: str, wrong: bool) -> None:
 @pytest.mark.parametrize("module", LIGHT)
 def test_no_torch_where_none_is_needed(module: str) -> None:
     """In a fresh interpreter: what another test imported must not count."""
+    assert imported_heavy(module) == ""
+
+
+def imported_heavy(module: str) -> str:
+    """What of `HEAVY` comes with a module."""
     script = f"import sys, {module}\nprint(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    return done.stdout.strip()
+
+
+# ------------------------------------------------------------------------------- core and families
+
+BY_CLASS = (
+    "safelight.models.registry",
+    "safelight.models.plans",
+    "safelight.parallel.encoders",
+    "safelight.parallel.vae",
+    "safelight.parallel.vaes",
+)
+"""Core modules with tables by class of pipeline or component."""
+
+
+def families() -> list[str]:
+    """Folders of families; not of those that stand for any model."""
+    folders = {path.parent.name for path in (ROOT / "models").glob("*/spec.py")}
+    return sorted(folders - {"generic", "remote"})
+
+
+def is_core(module: str) -> bool:
+    """Whether it is neither a family's, nor a table of classes, nor of the training."""
+    names = module.split(".")
+    family = names[1:2] == ["models"] and (ROOT / "models" / "/".join(names[2:3])).is_dir()
+    return not (family or module in BY_CLASS or part_of(module) == "builtin.training")
+
+
+def code_words(source: str) -> Iterator[str]:
+    """Identifiers, and strings that are one word: longer ones and comments are for people."""
+    for node in ast.walk(ast.parse(source)):
+        for field in ("id", "attr", "name", "asname", "arg", "module", "value"):
+            word = getattr(node, field, None)
+            if isinstance(word, str) and " " not in word:
+                yield word
+
+
+def names_family(word: str, family: str) -> bool:
+    """`flux`, `FluxPipeline` and `is_flux2` are of `flux`; `wanted` is not of `wan`."""
+    parts = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+(?![a-z])", word)
+    return re.search(rf"(^|_){family}[0-9]*(_|$)", "_".join(parts).lower()) is not None
+
+
+def test_core_code_names_no_family() -> None:
+    assert len(families()) >= 8
+    found = [
+        f"{module}: {word}"
+        for module, _, path in modules()
+        if is_core(module)
+        for word in code_words(path.read_text("utf-8"))
+        if word in FAMILIES or any(names_family(word, family) for family in families())
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from safelight.models.wan import spec", True),
+        ("import safelight.models.qwen_image.spec as spec", True),
+        ("kind == 'FluxKontextPipeline'", True),
+        ("is_flux2 = True", True),
+        ("class LTX2Thing: pass", True),
+        ("f(ZImage=1)", True),
+        ("card.family == 'hunyuan_video15'", True),
+        ("wanted = swan", False),
+        ("'Guidance of the second expert (Wan 2.2).'", False),
+        ("x = 1  # as flux does", False),
+    ],
+)
+def test_families_are_found_in_code(source: str, found: bool) -> None:
+    words = list(code_words(source))
+    assert any(names_family(word, family) for word in words for family in families()) is found
+
+
+def test_what_is_core() -> None:
+    core = {module for module, _, _ in modules() if is_core(module)}
+    assert {"safelight.config", "safelight.models.card", "safelight.scheduler.core"} <= core
+    assert not {"safelight.models.wan.adapter", "safelight.models.registry"} & core
+
+
+@pytest.mark.parametrize("family", [*families(), "generic", "remote"])
+def test_a_spec_needs_no_torch(family: str) -> None:
+    assert imported_heavy(f"safelight.models.{family}.spec") == ""

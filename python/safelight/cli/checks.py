@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 import zmq
 
+from safelight import host
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError, SafelightError
 from safelight.parallel.layout import Capabilities, Layout, complete, fitting, refusals
@@ -67,9 +68,12 @@ def _libraries(config: EngineConfig) -> Iterator[Check]:
 
 
 def _surroundings(config: EngineConfig) -> Iterator[Check]:
-    for check in (ipc, port, data_directory, disk, model):
+    for check in (ipc, port, data_directory, disk):
         yield check(config)
-    yield from layouts(_local(config))
+    for entry in config.entries:
+        one = config.of(entry.name)
+        yield model(one)
+        yield from layouts(_local(one))
 
 
 # ---------------------------------------------------------------------------------------- machine
@@ -97,19 +101,11 @@ def cores() -> Check:
 
 
 def memory() -> Check:
-    available = _available_memory()
+    available = host.available_memory()
     found = f"{available / GIB:.1f} GiB available"
     if available < _LITTLE_MEMORY:
         return warn("memory", found, "torch and diffusers alone take about 1 GiB: free some.")
     return ok("memory", found)
-
-
-def _available_memory() -> int:
-    """Bytes, as `/proc/meminfo` says (proc(5))."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def shared_memory() -> Check:

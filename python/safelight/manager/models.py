@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
 
-from safelight import log
+from safelight import host, log
 from safelight.config import EngineConfig
-from safelight.errors import ModelNotFound, Unavailable
+from safelight.errors import ConfigError, ModelNotFound, Unavailable
 from safelight.manager.residency import Model, Residency, Standing, Verb
 from safelight.models.footprint import footprint
 from safelight.parallel.layout import complete
@@ -129,7 +128,21 @@ class Models:
             return int(limit * 2**30) - held
         if any(entry.model.device != "cpu" for entry in self._config.entries):
             return None  # of GPUs only the ranks know; without a limit all models are taken to fit
-        return int((1 - _SPARE) * available_memory())
+        return int((1 - _SPARE) * host.available_memory())
+
+
+def check_memory(config: EngineConfig) -> None:
+    """Raise `ConfigError` if what is loaded at the start is more than may be loaded at once."""
+    limit = config.models.model_memory_gib
+    if limit is None:
+        return
+    needed = sum(weights_of(config.of(name)) for name in config.at_start) / 2**30
+    if needed > limit:
+        raise ConfigError(
+            f"The models loaded at the start have {needed:.3g} GiB of weights, --model-memory-gib "
+            f"is {limit:g}: give some of them 'load: false', or lower --max-loaded-models.",
+            param="model_memory_gib",
+        )
 
 
 def weights_of(config: EngineConfig) -> int:
@@ -137,9 +150,3 @@ def weights_of(config: EngineConfig) -> int:
     layout = complete(config.parallel)
     one = footprint(config, layout, cuda=config.model.device == "cuda")
     return sum(one.weights.values()) * layout.num_gpus
-
-
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that can be used without swapping (`proc_meminfo(5)`)."""
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

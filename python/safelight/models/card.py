@@ -214,11 +214,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                 )
         if (tokens := self.tokens(sampling, inputs)) > self.max_tokens:
             raise InvalidRequest(
-                f"{_described(sampling)} is {tokens} tokens; {self.name} takes at most "
+                f"{_described(sampling, inputs)} is {tokens} tokens; {self.name} takes at most "
                 f"{self.max_tokens}. Ask for fewer frames or a smaller size.",
                 param="size",
             )
-        self._check_shards(sampling, self.tokens(sampling))
+        self._check_shards(sampling, inputs)
 
     def _check_inputs(self, task: Task, inputs: Inputs) -> None:
         if task in ("text-to-image", "text-to-video"):
@@ -238,14 +238,24 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                 f"'mask' is {sizes[0]}, its image {sizes[1]}; give both one size.", param="mask"
             )
 
-    def _check_shards(self, sampling: Sampling, tokens: int) -> None:
+    def _check_length(self, sampling: Sampling, most: int) -> None:
+        """That the prompt is no longer than that; for families whose pipelines have a bound."""
+        if sampling.max_sequence_length > most:
+            raise InvalidRequest(
+                f"'max_sequence_length' is {sampling.max_sequence_length}; {self.name} takes at "
+                f"most {most}.",
+                param="max_sequence_length",
+            )
+
+    def _check_shards(self, sampling: Sampling, inputs: Inputs) -> None:
         """That the ranks can share the tokens as the layout wants them shared."""
+        tokens = self.tokens(sampling, inputs)
         if self._shares(tokens):
             return
         how = "evenly " if self.even_shards else ""
-        near = " or ".join(f"{w}x{h}" for w, h in self._sizes_that_share(sampling))
+        near = " or ".join(f"{w}x{h}" for w, h in self._sizes_that_share(sampling, inputs))
         raise InvalidRequest(
-            f"{_described(sampling)} is {tokens} tokens, which {self.shards} ranks "
+            f"{_described(sampling, inputs)} is {tokens} tokens, which {self.shards} ranks "
             f"(--ulysses-degree × --ring-degree) cannot share {how}here. Nearest sizes that "
             f"fit: {near or 'none; change num_frames'}.",
             param="size",
@@ -254,14 +264,14 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     def _shares(self, tokens: int) -> bool:
         return tokens >= self.shards and not (self.even_shards and tokens % self.shards)
 
-    def _sizes_that_share(self, sampling: Sampling) -> list[tuple[int, int]]:
+    def _sizes_that_share(self, sampling: Sampling, inputs: Inputs) -> list[tuple[int, int]]:
         """The legal sizes of as many frames nearest to the one asked for, at most three."""
         reach = self.shards + 1
         found = []
         for width in self.width.around(sampling.width, reach):
             for height in self.height.around(sampling.height, reach):
                 size = msgspec.structs.replace(sampling, width=width, height=height)
-                tokens = self.tokens(size)
+                tokens = self.tokens(size, inputs)
                 if tokens <= self.max_tokens and self._shares(tokens):
                     distance = abs(width - sampling.width) + abs(height - sampling.height)
                     found.append((distance, (width, height)))
@@ -283,9 +293,10 @@ def frame_count(value: object) -> int | None:
     return int(value) if isinstance(value, str) and value.isdecimal() else None
 
 
-def _described(sampling: Sampling) -> str:
+def _described(sampling: Sampling, inputs: Inputs) -> str:
     frames = "1 frame" if sampling.num_frames == 1 else f"{sampling.num_frames} frames"
-    return f"{sampling.width}x{sampling.height} with {frames}"
+    given = " and these input images" if inputs.images else ""
+    return f"{sampling.width}x{sampling.height} with {frames}{given}"
 
 
 class CardOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 class JointCard(ModelCard, frozen=True, kw_only=True):
     """A model whose ranks share the tokens of the prompt, and those of the image with the
-    reference pictures behind them."""
+    reference pictures behind them: `flux`, `flux2` and `qwen_image`."""
 
     max_text: int
     """Most prompt tokens."""
@@ -31,24 +31,19 @@ class JointCard(ModelCard, frozen=True, kw_only=True):
 
     def batch_key(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> str:
         """Whatever the task: what the transformer sees must be of one shape."""
+        return f"{self._seen_key(sampling, inputs)}/{sampling.max_sequence_length}"
+
+    def _seen_key(self, sampling: Sampling, inputs: Inputs) -> str:
         seen = "".join(f"+{width}x{height}" for width, height in self.references(inputs))
-        return (
-            f"{self.name}/{sampling.height}x{sampling.width}/{sampling.max_sequence_length}{seen}"
-        )
+        return f"{self.name}/{sampling.height}x{sampling.width}{seen}"
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
+        self._check_length(sampling, self.max_text)
         self._check_text(sampling.max_sequence_length)
-        self._check_references(sampling, inputs)
 
     def _check_text(self, length: int) -> None:
-        """That the transformer takes a prompt so long, and the ranks, which share its tokens as
-        well as those of the image, can share it."""
-        if length > self.max_text:
-            raise InvalidRequest(
-                f"'max_sequence_length' is {length}; {self.name} takes at most {self.max_text}.",
-                param="max_sequence_length",
-            )
+        """That the ranks, which share a prompt's tokens as well as those of the image, can."""
         if not self._shares(length):
             how = "evenly " if self.even_shards else ""
             up = -(-length // self.shards) * self.shards
@@ -57,17 +52,6 @@ class JointCard(ModelCard, frozen=True, kw_only=True):
                 f"--ring-degree) cannot share {how}here. Nearest: "
                 f"{up if up <= self.max_text else up - self.shards}.",
                 param="max_sequence_length",
-            )
-
-    def _check_references(self, sampling: Sampling, inputs: Inputs) -> None:
-        """That the ranks can share the image's tokens with those of the pictures."""
-        tokens = self.tokens(sampling, inputs)
-        if not self._shares(tokens):
-            raise InvalidRequest(
-                f"{sampling.width}x{sampling.height} with these input images is {tokens} tokens, "
-                f"which {self.shards} ranks (--ulysses-degree × --ring-degree) cannot share evenly "
-                "here. Ask for another size, or give images of another.",
-                param="size",
             )
 
     def _refuse_picture(self, picture: Picture, what: str) -> None:

@@ -34,8 +34,14 @@ class Denoising:
 
     def advance(self, noise: torch.Tensor) -> None:
         """Take the sampler's step with the prediction `noise`, shaped as the latents."""
-        self.latents = self.scheduler.step(noise, self.timestep, self.latents, return_dict=False)[0]
+        self.latents = self._sampled(noise)
         self.index += 1
+
+    def _sampled(self, noise: torch.Tensor) -> torch.Tensor:
+        step: tuple[torch.Tensor, ...] = self.scheduler.step(
+            noise, self.timestep, self.latents, return_dict=False
+        )
+        return step[0]
 
 
 @dataclass(frozen=True)

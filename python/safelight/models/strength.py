@@ -1,19 +1,30 @@
-"""How far an input image is changed: which steps of the schedule are left. Needs no torch."""
+"""How far an input image is changed: which steps of the schedule are left. Needs no torch.
+
+`flux`, `qwen_image`, `sd3`, `sdxl` and `z_image` have it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from safelight.errors import InvalidRequest
 from safelight.request import Sampling, Task
 
+CHANGING: tuple[Task, ...] = ("image-to-image", "inpainting")
 
-def check(sampling: Sampling, task: Task) -> None:
-    """Raise `InvalidRequest` for a strength where there is no input image, or without steps."""
+
+def check(name: str, sampling: Sampling, task: Task, tasks: Sequence[Task] = CHANGING) -> None:
+    """Raise `InvalidRequest` for a strength that has no effect, or leaves no steps.
+
+    `tasks`: those of the model called `name` that begin with a picture.
+    """
     strength = sampling.strength
     if strength is None:
         return
-    if task.startswith("text"):
+    if task not in tasks:
         raise InvalidRequest(
-            f"'strength' is how far an input image is changed; {task} has none. Leave it out.",
+            f"'strength' has no effect on {task} with {name}: it is how far an input image is "
+            "changed. Leave it out.",
             param="strength",
             code="unsupported_parameter",
         )

@@ -74,6 +74,19 @@ class Batcher:
         entry.work = policy.remaining_work(entry, self.cost)
         entry.urgency = policy.urgency(entry, self.config.priority_seconds)
 
+    def recount(self, group: Group, entry: Entry) -> None:
+        """Its steps are fewer or more than were asked for; its first one may be planned already."""
+        entry.work = policy.remaining_work(entry, self.cost)
+        if entry.planned > entry.steps:  # that was the last
+            if entry in group.waiting:
+                group.waiting.remove(entry)
+            group.retire([entry])
+        elif entry in group.finished:  # it was not
+            group.finished.remove(entry)
+            self.rank(entry)
+            group.waiting.add(entry)
+            group.dirty = True
+
     def _take_finished(self, group: Group) -> list[Entry]:
         """Finished samples of one batch key, at most a batch of them."""
         key = group.finished[0].batch_key

@@ -155,7 +155,7 @@ class Core:
 
     def _drain(self, message: m.Drain, now: float) -> None:
         lane = self.lane(message.model)
-        lane.draining = True
+        lane.drain()
         self._tell_drained(lane)
 
     def _tell_drained(self, lane: Lane) -> None:
@@ -299,6 +299,7 @@ class Core:
             if failure is not None:
                 self._fail(entry, failure.code, failure.message)
                 continue
+            asked = entry.steps
             entry.report(report.steps.get(entry.spec.id))
             group.writing += entry.delivered
             if entry.cancelled:
@@ -308,6 +309,8 @@ class Core:
                 self._decode_again(entry)
             else:
                 moved.append(entry)
+                if entry.steps != asked:
+                    self._lane(entry).batcher.recount(group, entry)
         if not failures and pending.entries:
             tokens = largest(pending.entries)
             seconds = report.finished - report.started
@@ -343,15 +346,7 @@ class Core:
             entry.work = max(0.0, entry.work - alone)
         self._send(group, op, list(entries), seconds(len(entries)), now)
         if op == "step":
-            self._retire_finished(group, entries)
-
-    def _retire_finished(self, group: Group, entries: list[Entry]) -> None:
-        """Those whose last step is planned leave the batch; their decode is next."""
-        ended = [e for e in entries if e.planned > e.steps]
-        if ended:
-            group.finished.extend(ended)
-            group.running = [e for e in group.running if e not in ended]
-            group.dirty = True
+            group.retire(entries)
 
     def _send(
         self, group: Group, op: str, entries: list[Entry], seconds: float, now: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from safelight.scheduler.table import Entry, Queue
@@ -174,6 +174,14 @@ class Group:
     @property
     def ready(self) -> bool:
         return len(self.hellos) == self.world_size and not self.condemned
+
+    def retire(self, entries: Sequence[Entry]) -> None:
+        """Those whose last step is planned leave the batch; their decode is next."""
+        ended = [e for e in entries if e.planned > e.steps]
+        if ended:
+            self.finished.extend(ended)
+            self.running = [e for e in self.running if e not in ended]
+            self.dirty = True
 
     def find(self, seq: int) -> Pending | None:
         """The plan in flight with this number."""

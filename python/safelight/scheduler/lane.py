@@ -57,6 +57,12 @@ class Lane:
         else:
             self.unfinished -= 1
 
+    def drain(self) -> None:
+        """It is to be unloaded. What waited since it was unloaded before was accepted before this: it
+        is done first, even if the ranks are not there yet."""
+        self.resume()
+        self.draining = True
+
     def resume(self) -> None:
         """Its ranks are back: what waited for them is fresh."""
         self.draining = False

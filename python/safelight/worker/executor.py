@@ -140,7 +140,10 @@ class Executor:
     def _begin(self, spec: SampleSpec) -> None:
         with self._together(spec.id):
             conditioning = self._family.encode(spec)
-            self._sessions[spec.id] = self._family.begin(spec, conditioning)
+            session = self._family.begin(spec, conditioning)
+            if session.steps < 1:
+                raise GenerationFailed("The sampler leaves it no denoising step.", code="no_steps")
+            self._sessions[spec.id] = session
 
     def _step(self, sessions: list[Any]) -> None:
         with self._together(*(session.spec.id for session in sessions)):

@@ -50,7 +50,7 @@ class Site:
         self.register(name, package, distribution or name, version)
 
     def register(self, name: str, package: str, distribution: str, version: str = "1.2") -> None:
-        info = self.folder / f"{distribution}-{version}.dist-info"
+        info = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Name: {distribution}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(f"[safelight.families]\n{name} = {package}\n")
@@ -88,11 +88,8 @@ def test_a_model_with_its_own_code_names_its_family(site: Site, tmp_path: Path) 
     directory = own_code(tmp_path / "model", family="one-name", defaults={"num_inference_steps": 3})
     config = prepare(settings(directory))
     card = load_card(config)
-    assert (card.family, card.name, card.defaults["num_inference_steps"]) == (
-        "one-name",
-        "model",
-        3,
-    )
+    assert (card.family, card.name) == ("one-name", "model")
+    assert card.defaults["num_inference_steps"] == 3
     assert load_capabilities(config).transformer == "one-name"
     assert load_family(config) == ("one-name", directory)
     assert prepare(config) == config
@@ -121,9 +118,11 @@ def test_a_plug_in_for_a_class_that_diffusers_lacks(site: Site, tmp_path: Path) 
 def test_a_family_that_is_not_installed(site: Site, tmp_path: Path) -> None:
     directory = own_code(tmp_path / "model", family="emu")
     assert "'emu', which no installed package brings" in said_of(directory)
-    assert said_of(directory).endswith("installed families: none.")
+    others = plugins.names()
+    assert said_of(directory).endswith(f"installed families: {', '.join(others) or 'none'}.")
     site.install("bagel", spec=SPEC, adapter=ADAPTER)
-    assert said_of(directory).endswith("installed families: bagel.")
+    names = ", ".join(sorted(["bagel", *others]))
+    assert said_of(directory).endswith(f"installed families: {names}.")
 
 
 def test_a_directory_that_names_neither_says_how(tmp_path: Path) -> None:
@@ -217,10 +216,10 @@ def test_of_a_model_with_its_own_code_nothing_is_exchanged(
 
 
 def test_names_are_those_of_all_packages(site: Site) -> None:
-    assert plugins.names() == []
+    others = plugins.names()
     for name in ("b", "a"):
         site.register(name, "x", f"d-{name}")
-    assert plugins.names() == ["a", "b"]
+    assert plugins.names() == sorted(["a", "b", *others])
     assert plugins.find("c") is None
 
 

@@ -36,6 +36,21 @@ def test_samples_at_different_steps_share_forwards() -> None:
     assert all(world.units[f"a.{i}"] == n + 2 for i, n in enumerate(steps))
 
 
+@pytest.mark.parametrize("asked", [1, 2, 5])
+@pytest.mark.parametrize("counted", [1, 2, 3, 7])
+def test_ranks_may_count_other_steps_than_were_asked_for(asked: int, counted: int) -> None:
+    """Strength takes some away, samplers of second order add some; the first is planned before the
+    ranks have said so, and batch-mates get neither more nor fewer than theirs."""
+    world = World.create()
+    world.counted = {"a.0": counted}
+    world.submit(spec("a.0", steps=asked), spec("b.0", steps=6), spec("other.0", tokens=16))
+    world.run()
+    assert world.ended == dict.fromkeys(("a.0", "b.0", "other.0"), "completed")
+    assert world.units == {"a.0": counted + 2, "b.0": 6 + 2, "other.0": 4 + 2}
+    decoded = [name for plan in world.log if isinstance(plan, m.Decode) for name in plan.samples]
+    assert sorted(decoded) == ["a.0", "b.0", "other.0"]
+
+
 def test_a_newcomer_joins_the_running_batch_between_steps() -> None:
     world = World.create()
     world.submit(spec("a.0", steps=20))

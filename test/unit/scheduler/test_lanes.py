@@ -112,3 +112,19 @@ def test_a_new_manager_knows_nothing_of_a_drain() -> None:
     world.send(m.Attach())
     world.run()
     assert world.ended == {"late.0": "completed"}
+
+
+def test_what_waited_for_a_model_is_done_before_it_is_unloaded_again() -> None:
+    """The manager may want it gone before all of its ranks have said hello."""
+    world = two_models()
+    world.send(m.Drain(model="a"))
+    world.down(0)
+    world.submit(of("a", "late.0"))
+    world.told.clear()
+    world.send(m.Drain(model="a"))
+    assert drained(world) == []
+    world.submit(of("a", "later.0"))
+    world.hello(0)
+    world.run()
+    assert world.ended == {"late.0": "completed"}
+    assert drained(world) == ["a"]

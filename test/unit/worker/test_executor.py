@@ -27,6 +27,7 @@ class FakeSession:
     spec: SampleSpec
     latents: torch.Tensor
     index: int = 0
+    steps: int = 2
 
 
 class FakeFamily:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from safelight.config import EngineConfig
-from safelight.models.halves import predict
+from safelight.models import halves
 from safelight.models.inputs import image
 from safelight.models.loading import dtypes_of, weight_bytes
 from safelight.models.prompts import PromptCache
@@ -131,17 +131,9 @@ class DotsFamily:
     # ---------------------------------------------------------------------------- a batch
 
     def step(self, batch: Sequence[DotsSession]) -> None:
-        """Which halves of the guidance there are, and on which rank, is `predict`'s business."""
-        clean = predict(
-            self._guidance,
-            self._forward,
-            batch,
-            [session.conditioning.positive for session in batch],
-            [session.conditioning.negative for session in batch],
-            [session.spec.sampling.guidance_scale for session in batch],
-        )
-        for session, mine in zip(batch, clean, strict=True):
-            session.advance(mine)
+        """Which halves of the guidance there are, and on which rank, `halves` knows."""
+        scales = [session.spec.sampling.guidance_scale for session in batch]
+        halves.step(self._guidance, self._forward, batch, scales)
 
     def _forward(
         self, context: str, sessions: Sequence[DotsSession], texts: Sequence[torch.Tensor]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import ConfigError, InvalidRequest
-from safelight.models import plans, specs
+from safelight.models import plans, specs, strength
 from safelight.models.card import NOTHING, Range
 from safelight.models.joint import JointCard, Size
 from safelight.models.registry import pipeline_class
@@ -48,7 +48,7 @@ class FluxCard(JointCard, frozen=True, kw_only=True):
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
         self._check_guidance(sampling)
-        self._check_strength(sampling, task)
+        strength.check(self.name, sampling, task, self.strong)
 
     def _check_guidance(self, sampling: Sampling) -> None:
         """That neither half of true guidance is given without the other, which then does
@@ -64,22 +64,6 @@ class FluxCard(JointCard, frozen=True, kw_only=True):
                 f"'negative_prompt' has an effect on {self.name} if 'true_cfg_scale' is above 1, "
                 "for example 4.",
                 param="negative_prompt",
-            )
-
-    def _check_strength(self, sampling: Sampling, task: Task) -> None:
-        if sampling.strength is None:
-            return
-        if task not in self.strong:
-            raise InvalidRequest(
-                f"'strength' has no effect on {task} with {self.name}. Leave it out.",
-                param="strength",
-                code="unsupported_parameter",
-            )
-        steps = sampling.num_inference_steps
-        if int(steps - steps * sampling.strength) >= steps:
-            raise InvalidRequest(
-                f"'strength' is {sampling.strength}, which leaves none of {steps} steps.",
-                param="strength",
             )
 
 

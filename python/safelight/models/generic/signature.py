@@ -197,7 +197,7 @@ def _sizes(init: ast.FunctionDef) -> Iterator[tuple[str, int]]:
     for node in ast.walk(init):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             name = ast.unparse(node.targets[0]).removeprefix("self.default_")
-            if name in ("width", "height"):
+            if name in ("width", "height") and isinstance(node.value.value, int):
                 yield name, node.value.value
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models import plans, specs, strength
-from safelight.models.card import NOTHING, ModelCard, Range
+from safelight.models.card import NOTHING, Range
+from safelight.models.joint import JointCard, Size
 from safelight.models.registry import pipeline_class, read_json
 from safelight.parallel.layout import Capabilities
 from safelight.request import Inputs, Picture, Sampling, Task
@@ -38,74 +39,57 @@ CONDITION_AREA = 384 * 384
 """Pixels of each of several input pictures as the text encoder gets them."""
 
 
-def scaled(picture: Picture, area: int) -> tuple[int, int]:
+def scaled(picture: Picture, area: int) -> Size:
     """(width, height) of about `area` pixels in the picture's shape, multiples of 32."""
     ratio = picture.width / picture.height
     width = math.sqrt(area * ratio)
     return round(width / 32) * 32, round(width / ratio / 32) * 32
 
 
-class QwenImageCard(ModelCard, frozen=True, kw_only=True):
+class QwenImageCard(JointCard, frozen=True, kw_only=True):
     """A model whose forwards take samples of all tasks, with prompts of any lengths."""
 
+    strong: tuple[Task, ...]
+    """Tasks in which `strength` has an effect."""
+
     def batch_key(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> str:
-        return f"{self.name}/{sampling.height}x{sampling.width}"
+        return self._seen_key(sampling, inputs)
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
-        strength.check(sampling, task)
-        if "max_sequence_length" in self.parameters:
-            self._check_text(sampling.max_sequence_length)
+        strength.check(self.name, sampling, task, self.strong)
 
     def _check_text(self, length: int) -> None:
-        if self.shards <= length <= MAX_TEXT:
-            return
-        raise InvalidRequest(
-            f"'max_sequence_length' is {length}; {self.name} takes {self.shards} to {MAX_TEXT}"
-            + (f", as {self.shards} ranks share the prompt." if self.shards > 1 else "."),
-            param="max_sequence_length",
-        )
+        """Prompts are padded until the ranks can share them evenly."""
+        if length < self.shards:
+            raise InvalidRequest(
+                f"'max_sequence_length' is {length}; {self.name} takes {self.shards} to {MAX_TEXT},"
+                f" as {self.shards} ranks share the prompt.",
+                param="max_sequence_length",
+            )
 
 
 class EditCard(QwenImageCard, frozen=True, kw_only=True):
     """A model that sees its input pictures besides its noise: tokens that are not denoised."""
 
-    def size_for(self, task: Task, inputs: Inputs) -> tuple[int, int] | None:
+    def size_for(self, task: Task, inputs: Inputs) -> Size | None:
         """As large as the last picture is made; None if it cannot be made so."""
         return self._made(inputs.images[-1]) if inputs.images else None
 
-    def _made(self, picture: Picture) -> tuple[int, int] | None:
+    def _made(self, picture: Picture) -> Size | None:
         """(width, height) of the picture at `AREA` pixels; None if that is no legal size."""
         step = self.width.step
         width, height = (side // step * step for side in scaled(picture, AREA))
         return (width, height) if width in self.width and height in self.height else None
 
-    def grids(self, inputs: Inputs) -> list[tuple[int, int]]:
-        """(columns, rows) of the tokens of each input picture."""
-        step = self.width.step
-        sizes = [scaled(picture, AREA) for picture in inputs.images]
-        return [(width // step, height // step) for width, height in sizes]
-
-    def tokens(self, sampling: Sampling, inputs: Inputs = NOTHING) -> int:
-        seen = sum(columns * rows for columns, rows in self.grids(inputs))
-        return super().tokens(sampling, inputs) + seen
-
-    def batch_key(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> str:
-        seen = "".join(f"+{columns}x{rows}" for columns, rows in self.grids(inputs))
-        return super().batch_key(sampling, task, inputs) + seen
+    def references(self, inputs: Inputs) -> tuple[Size, ...]:
+        return tuple(scaled(picture, AREA) for picture in inputs.images)
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         self._check_shapes(inputs)
         super().check(sampling, task, inputs)
         if task == "inpainting":
             self._check_repainted(sampling, inputs)
-        elif sampling.strength is not None:
-            raise InvalidRequest(
-                f"'strength' has no effect on {task} with {self.name}: the output starts from "
-                "noise. Leave it out.",
-                param="strength",
-                code="unsupported_parameter",
-            )
 
     def _check_shapes(self, inputs: Inputs) -> None:
         """That no picture is a ribbon: each is brought to `AREA` pixels in its own shape."""
@@ -139,6 +123,7 @@ def card(directory: Path, name: str) -> QwenImageCard:
     step = 2 ** len(specs.config(directory, "vae")["temperal_downsample"]) * 2
     sides = Range(step, MAX_SIDE // step * step, step)
     pictures = MAX_PICTURES if kind == "plus" else 1
+    strong = TASKS[kind][1:]
     make = QwenImageCard if kind == "plain" else EditCard
     return make(
         name=name,
@@ -148,7 +133,7 @@ def card(directory: Path, name: str) -> QwenImageCard:
         parameters=(
             *("negative_prompt", "true_cfg_scale"),
             *(["max_sequence_length"] if kind == "plain" else []),
-            *(["strength"] if "inpainting" in TASKS[kind] else []),
+            *(["strength"] if strong else []),
             *(["flow_shift"] if specs.shiftable(directory) else []),
         ),
         max_images=pictures,
@@ -160,15 +145,13 @@ def card(directory: Path, name: str) -> QwenImageCard:
             "true_cfg_scale": 4.0,
             "max_sequence_length": 512,
         },
-        task_defaults={
-            task: {"strength": 0.6}
-            for task in TASKS[kind]
-            if task == "inpainting" or (kind == "plain" and task == "image-to-image")
-        },
+        task_defaults={task: {"strength": 0.6} for task in strong},
+        strong=strong,
         width=sides,
         height=sides,
         num_frames=Range(1, 1),
         max_tokens=(sides.max // step) ** 2 + pictures * 2 * AREA // step**2,
+        max_text=MAX_TEXT,
         patch=(1, step, step),
     )
 
@@ -178,6 +161,7 @@ TASKS: dict[Kind, tuple[Task, ...]] = {
     "edit": ("image-to-image", "inpainting"),
     "plus": ("image-to-image",),
 }
+"""The first begins with noise, the others with a picture."""
 
 
 def capabilities(directory: Path) -> Capabilities:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safelight.errors import ConfigError, InvalidRequest
+from safelight.errors import ConfigError
 from safelight.models import plans, specs, strength
 from safelight.models.card import NOTHING, ModelCard, Range
 from safelight.parallel.layout import Capabilities
@@ -31,13 +31,8 @@ class SD3Card(ModelCard, frozen=True, kw_only=True):
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
-        strength.check(sampling, task)
-        if sampling.max_sequence_length > MAX_TEXT:
-            raise InvalidRequest(
-                f"'max_sequence_length' is {sampling.max_sequence_length}; {self.name} takes at "
-                f"most {MAX_TEXT}.",
-                param="max_sequence_length",
-            )
+        strength.check(self.name, sampling, task)
+        self._check_length(sampling, MAX_TEXT)
 
 
 def card(directory: Path, name: str) -> SD3Card:

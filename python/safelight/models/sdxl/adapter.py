@@ -27,17 +27,16 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError
-from safelight.models.loading import load_pipeline, weight_bytes
-from safelight.models.prompts import PromptCache
+from safelight.models import halves
+from safelight.models.base import DiffusersFamily
+from safelight.models.loading import load_pipeline
 from safelight.models.registry import pipeline_class
-from safelight.models.rows import predict
 from safelight.models.samplers import own
 from safelight.models.sdxl.pictures import Pictured, Pictures
-from safelight.models.sdxl.session import Half, Halves, Kept, SDXLSession
+from safelight.models.sdxl.session import Half, Halves, SDXLSession
 from safelight.models.sdxl.spec import LATENT, REPAINTING
-from safelight.parallel.guidance import Guidance
+from safelight.models.session import Kept
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec, Sampling, Task
 
 if TYPE_CHECKING:
@@ -71,30 +70,20 @@ class Conditioning:
     pictured: Pictured | None
 
 
-class SDXLFamily:
+class SDXLFamily(DiffusersFamily):
     """A loaded Stable Diffusion XL pipeline; of which class, does not matter."""
 
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
-        self.pipeline = pipeline
-        self.unet = pipeline.unet
-        self._first = mesh.rank == 0
-        self._guidance = Guidance(mesh)
         vae = pipeline.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             # The pipelines do so before every decode and encode, as it overflows in float16.
             vae.to(torch.float32)
-        self._vae = ParallelVae(vae, mesh, config.parallel.vae_parallel)
-        self.device = mesh.device
-        # Asking a module for its dtype walks all of it: too much for every step.
-        self.dtype = self.unet.dtype
+        super().__init__(pipeline, mesh, config, pipeline.unet)
+        self.unet = pipeline.unet
         entries = config.model.prompt_cache_entries
-        self._prompts = PromptCache(entries)
         self._siblings = {task: _sibling(kind, pipeline) for task, kind in KINDS.items()}
         self._pictures = Pictures(self._siblings["inpainting"], self._vae, self.dtype, entries)
         self._sees_mask = self.unet.config.in_channels == REPAINTING
-
-    def describe(self) -> str:
-        return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
 
     # -------------------------------------------------------------------------- conditioning
 
@@ -192,13 +181,13 @@ class SDXLFamily:
         generator: torch.Generator,
     ) -> torch.Tensor:
         """Latents of the picture with as much noise as the first step expects."""
-        config = self.pipeline.vae.config
+        factor = self.pipeline.vae.config.scaling_factor
         clean = self._draw(pictured.picture, generator)
-        mean, std = (_of_channels(config.get(f"latents_{name}"), clean) for name in ("mean", "std"))
+        mean, std = self._statistics(clean)
         if mean is not None and std is not None:
-            clean = (clean - mean) * config.scaling_factor / std
+            clean = (clean - mean) * factor / std
         else:
-            clean = config.scaling_factor * clean
+            clean = factor * clean
         latents: torch.Tensor = pipeline.prepare_latents(
             clean, timesteps[:1], 1, 1, self.dtype, self.device, generator
         )
@@ -296,64 +285,52 @@ class SDXLFamily:
     def step(self, batch: Sequence[SDXLSession]) -> None:
         seen = {session.spec.id: session.scaled() for session in batch}
 
-        def forward(sessions: Sequence[SDXLSession], halves: Sequence[Half]) -> Any:
-            return self._forward([seen[s.spec.id] for s in sessions], sessions, halves)
+        def forward(context: str, sessions: Sequence[SDXLSession], texts: Sequence[Half]) -> Any:
+            return self._forward([seen[s.spec.id] for s in sessions], sessions, texts)
 
-        noise, bases = predict(self._guidance, batch, forward, unconditional_first=True)
-        for session, guided, base in zip(batch, noise, bases, strict=True):
-            if base is not None:
-                guided = base + session.spec.sampling.guidance_scale * (guided - base)
-            session.advance(guided)
+        scales = [session.spec.sampling.guidance_scale for session in batch]
+        halves.step(self._guidance, forward, batch, scales, order="negative first")
 
     def _forward(
         self,
         seen: Sequence[torch.Tensor],
         sessions: Sequence[SDXLSession],
-        halves: Sequence[Half],
-    ) -> Sequence[torch.Tensor]:
-        """One forward with a row for each session and its half, [1, 4, rows, columns] each."""
+        texts: Sequence[Half],
+    ) -> torch.Tensor:
+        """One forward with a row for each session and its half, [rows, 4, …]."""
         embedded = [s.embedded_guidance for s in sessions if s.embedded_guidance is not None]
         prediction: torch.Tensor = self.unet(
             torch.cat(list(seen)),
             torch.stack([s.timestep for s in sessions]),
-            encoder_hidden_states=torch.cat([half.words for half in halves]),
+            encoder_hidden_states=torch.cat([half.words for half in texts]),
             timestep_cond=torch.cat(embedded) if embedded else None,
             added_cond_kwargs={
-                "text_embeds": torch.cat([half.pooled for half in halves]),
-                "time_ids": torch.cat([half.time_ids for half in halves]),
+                "text_embeds": torch.cat([half.pooled for half in texts]),
+                "time_ids": torch.cat([half.time_ids for half in texts]),
             },
             return_dict=False,
         )[0]
-        return prediction.split(1)
-
-    def weights(self) -> dict[str, int]:
-        return weight_bytes(self.pipeline.components)
+        return prediction
 
     # ------------------------------------------------------------------------------- decoding
 
-    def decodes_together(self, sessions: Sequence[SDXLSession]) -> bool:
-        return self._vae.splits_decode((len(sessions), *sessions[0].latents.shape[1:]))
-
-    def decode(self, sessions: Sequence[SDXLSession]) -> Sequence[Frames]:
-        pipeline = self.pipeline
-        pixels = self._vae.decode(self._unscaled(torch.cat([s.latents for s in sessions])))
-        if not self._first:
-            return []
-        if pipeline.watermark is not None:
-            pixels = pipeline.watermark.apply_watermark(pixels)
-        images = pipeline.image_processor.postprocess(pixels, output_type="np")
-        return list((images[:, None] * 255).round().astype("uint8"))
-
-    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the VAE has them."""
-        vae = self.pipeline.vae
-        config, latents = vae.config, latents.to(vae.device, vae.dtype)
-        mean, std = (
-            _of_channels(config.get(f"latents_{name}"), latents) for name in ("mean", "std")
-        )
+    def _to_decode(self, sessions: Sequence[SDXLSession]) -> torch.Tensor:
+        vae, factor = self.pipeline.vae, self.pipeline.vae.config.scaling_factor
+        latents = self._stacked(sessions).to(vae.device, vae.dtype)
+        mean, std = self._statistics(latents)
         if mean is not None and std is not None:
-            return latents * std / config.scaling_factor + mean
-        return latents / config.scaling_factor
+            return latents * std / factor + mean
+        return latents / factor
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Mean and deviation of the latents, if the VAE has them; [1, channels, 1, 1]."""
+        config = self.pipeline.vae.config
+        mean, std = (_of_channels(config.get(f"latents_{name}"), like) for name in ("mean", "std"))
+        return mean, std
+
+    def _frames(self, pixels: torch.Tensor) -> Sequence[Frames]:
+        watermark = self.pipeline.watermark
+        return super()._frames(pixels if watermark is None else watermark.apply_watermark(pixels))
 
 
 def _sibling(kind: Any, pipeline: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 
-from safelight.models.inputs import image
+from safelight.models.pictures import fitted
 from safelight.models.prompts import PromptCache
 from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec
@@ -43,7 +43,7 @@ class Pictures:
         self._masks = pipeline.mask_processor
         self._vae = vae
         self._dtype = dtype
-        self._cache = PromptCache(entries)
+        self.cache = PromptCache(entries)
 
     def encode(self, sample: SampleSpec, *, needs_clean: bool, sees_mask: bool) -> Pictured | None:
         """None without a picture. All ranks must call it alike.
@@ -66,18 +66,12 @@ class Pictures:
 
     def _pixels(self, sample: SampleSpec) -> torch.Tensor:
         """float32 [1, 3, height, width] in [-1, 1]"""
-        width, height = sample.sampling.width, sample.sampling.height
-        picture = image(sample.inputs.images[0])
-        pixels: torch.Tensor = self._images.preprocess(picture, height=height, width=width)
-        return pixels
+        return fitted(self._images, sample.inputs.images[0], sample.sampling)
 
     def _mask(self, sample: SampleSpec) -> torch.Tensor | None:
         if sample.inputs.mask is None:
             return None
-        width, height = sample.sampling.width, sample.sampling.height
-        picture = image(sample.inputs.mask)
-        mask: torch.Tensor = self._masks.preprocess(picture, height=height, width=width)
-        return mask
+        return fitted(self._masks, sample.inputs.mask, sample.sampling)
 
     def _encoded(self, key: object, pixels: Callable[[], torch.Tensor]) -> Any:
         def compute() -> Any:
@@ -87,7 +81,7 @@ class Pictures:
             with _upcast(vae):
                 return self._vae.encode(cast.to(vae.dtype))
 
-        return self._cache.get(key, compute)
+        return self.cache.get(key, compute)
 
 
 @contextmanager

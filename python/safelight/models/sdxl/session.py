@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from safelight.models.session import Denoising
+from safelight.models.session import Kept, Repainting
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,12 @@ class Halves:
     """None without guidance."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What inpainting keeps outside the mask, with a UNet that does not know of it."""
-
-    clean: torch.Tensor
-    """Latents of the picture."""
-    noise: torch.Tensor
-    mask: torch.Tensor
-    """[1, 1, latent rows, latent columns]: 1 is repainted, 0 is kept."""
-
-
 @dataclass(kw_only=True)
-class SDXLSession(Denoising):
-    """Latents are [1, 4, latent rows, latent columns], in the UNet's precision."""
+class SDXLSession(Repainting):
+    """Latents are [1, 4, latent rows, latent columns], in the UNet's precision.
+
+    A UNet that sees the mask needs nothing to be put back.
+    """
 
     conditioning: Halves
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -52,24 +44,18 @@ class SDXLSession(Denoising):
     """[1, time_cond_proj_dim]; None for UNets without it."""
     beside: torch.Tensor | None = None
     """Mask and masked picture for a UNet that sees them, [1, 5, latent rows, latent columns]."""
-    kept: Kept | None = None
 
     def scaled(self) -> torch.Tensor:
         """What the UNet sees in the next step. Samplers count: once a step."""
         latents: torch.Tensor = self.scheduler.scale_model_input(self.latents, self.timestep)
         return latents if self.beside is None else torch.cat([latents, self.beside], dim=1)
 
-    def advance(self, noise: torch.Tensor) -> None:
-        self.latents = self.scheduler.step(
+    def _sampled(self, noise: torch.Tensor) -> torch.Tensor:
+        latents: torch.Tensor = self.scheduler.step(
             noise, self.timestep, self.latents, **self.options, return_dict=False
         )[0]
-        self.index += 1
-        if self.kept is not None:
-            self._keep(self.kept)
+        return latents
 
-    def _keep(self, kept: Kept) -> None:
-        """Put the picture back outside the mask, with as much noise as the next step expects."""
-        around = kept.clean
-        if self.index < self.steps:
-            around = self.scheduler.add_noise(around, kept.noise, self.timestep.reshape(1))
-        self.latents = (1 - kept.mask) * around + kept.mask * self.latents
+    def _noised(self, kept: Kept, timestep: torch.Tensor) -> torch.Tensor:
+        noised: torch.Tensor = self.scheduler.add_noise(kept.clean, kept.noise, timestep)
+        return noised

@@ -47,7 +47,7 @@ class SDXLCard(ModelCard, frozen=True, kw_only=True):
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
-        strength.check(sampling, task)
+        strength.check(self.name, sampling, task)
         steps, given = sampling.num_inference_steps, sampling.strength
         if given is not None and int(steps * given) < 1:
             raise InvalidRequest(

@@ -15,16 +15,15 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 
 from safelight.config import EngineConfig
-from safelight.models.loading import load_pipeline, weight_bytes
-from safelight.models.prompts import PromptCache
+from safelight.models import frames, samplers
+from safelight.models.base import DiffusersFamily
+from safelight.models.loading import load_pipeline
 from safelight.models.registry import pipeline_class
-from safelight.models.samplers import own
+from safelight.models.scaling import ByChannel
 from safelight.models.wan.experts import Expert
 from safelight.models.wan.pictures import Pictures
-from safelight.models.wan.scaling import Scaling
 from safelight.models.wan.sessions import Conditioning, GuidedByChannels, TimedByToken, WanSession
 from safelight.parallel.mesh import Mesh
-from safelight.parallel.vae import ParallelVae
 from safelight.request import SampleSpec, Sampling
 
 if TYPE_CHECKING:
@@ -33,26 +32,17 @@ if TYPE_CHECKING:
 PIPELINES = {kind.__name__: kind for kind in (WanPipeline, WanImageToVideoPipeline)}
 
 
-class WanFamily:
+class WanFamily(DiffusersFamily):
     """A loaded Wan pipeline."""
 
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
-        self.pipeline = pipeline
-        self.transformer = pipeline.transformer
-        self._first = mesh.rank == 0
+        super().__init__(pipeline, mesh, config)
         transformers = (pipeline.transformer, pipeline.transformer_2)
         self._experts = [Expert(one, mesh) for one in transformers if one is not None]
-        self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
-        self.device = mesh.device
-        self.dtype = self._experts[0].dtype
         self._text_dtype = pipeline.text_encoder.dtype
+        self._scaling = ByChannel(pipeline.vae)
         entries = config.model.prompt_cache_entries
-        self._prompts = PromptCache(entries)
-        self._scaling = Scaling(pipeline.vae)
         self._pictures = Pictures(pipeline, self._vae, self._scaling, self.device, entries)
-
-    def describe(self) -> str:
-        return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"
 
     def encode(self, sample: SampleSpec) -> Conditioning:
         sampling = sample.sampling
@@ -96,7 +86,7 @@ class WanFamily:
 
     def begin(self, sample: SampleSpec, conditioning: Conditioning) -> WanSession:
         sampling, known = sample.sampling, conditioning.known
-        scheduler = own(self.pipeline.scheduler, sampling.flow_shift)
+        scheduler = samplers.own(self.pipeline.scheduler, sampling.flow_shift)
         scheduler.set_timesteps(sampling.num_inference_steps, device=self.device)
         scheduler.set_begin_index(0)
         latents = self._noise(sampling)
@@ -146,20 +136,11 @@ class WanFamily:
             if share:
                 expert.step(share)
 
-    def weights(self) -> dict[str, int]:
-        return weight_bytes(self.pipeline.components)
+    def _stacked(self, sessions: Sequence[WanSession]) -> torch.Tensor:
+        return torch.cat([session.result for session in sessions])
 
-    def decodes_together(self, sessions: Sequence[WanSession]) -> bool:
-        return self._vae.splits_decode((len(sessions), *sessions[0].latents.shape[1:]))
-
-    def decode(self, sessions: Sequence[WanSession]) -> Sequence[Frames]:
-        vae = self.pipeline.vae
-        latents = torch.cat([s.result for s in sessions]).to(vae.device, vae.dtype)
-        video = self._vae.decode(self._scaling.unscaled(latents))
-        if not self._first:
-            return []
-        frames = self.pipeline.video_processor.postprocess_video(video, output_type="np")
-        return list((frames * 255).round().astype("uint8"))
+    def _frames(self, pixels: torch.Tensor) -> Sequence[Frames]:
+        return frames.of_videos(self.pipeline.video_processor, pixels)
 
 
 def load(directory: Path, config: EngineConfig, mesh: Mesh) -> WanFamily:

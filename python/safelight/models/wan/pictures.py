@@ -9,8 +9,9 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 
 from safelight.models.inputs import image
+from safelight.models.pictures import fitted
 from safelight.models.prompts import PromptCache
-from safelight.models.wan.scaling import Scaling
+from safelight.models.scaling import Scaling
 from safelight.parallel.vae import ParallelVae
 from safelight.request import Picture, Sampling
 
@@ -74,9 +75,7 @@ class Pictures:
 
     def _pixels(self, picture: Picture, size: Sampling) -> torch.Tensor:
         """float32 [1, 3, height, width] in [-1, 1]"""
-        pixels: torch.Tensor = self._pipeline.video_processor.preprocess(
-            image(picture), height=size.height, width=size.width
-        )
+        pixels = fitted(self._pipeline.video_processor, picture, size)
         return pixels.to(self._device, dtype=torch.float32)
 
     def _encoded(self, video: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safelight.errors import ConfigError, InvalidRequest
+from safelight.errors import ConfigError
 from safelight.models import specs, strength
 from safelight.models.card import NOTHING, ModelCard, Range
 from safelight.models.registry import read_json
@@ -47,13 +47,8 @@ class ZImageCard(ModelCard, frozen=True, kw_only=True):
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
-        strength.check(sampling, task)
-        if sampling.max_sequence_length > self.max_text:
-            raise InvalidRequest(
-                f"'max_sequence_length' is {sampling.max_sequence_length}; {self.name} takes at "
-                f"most {self.max_text}.",
-                param="max_sequence_length",
-            )
+        strength.check(self.name, sampling, task)
+        self._check_length(sampling, self.max_text)
 
 
 def card(directory: Path, name: str) -> ZImageCard:

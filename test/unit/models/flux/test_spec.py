@@ -152,7 +152,7 @@ def test_kontext_paints_at_the_size_at_which_it_sees(
         ("dev", "text-to-image", {"negative_prompt": "ugly"}, ["if 'true_cfg_scale' is above 1"]),
         ("dev", "text-to-image", {"true_cfg_scale": 2.0}, ["needs a 'negative_prompt'"]),
         ("dev", "text-to-image", {"strength": 0.5}, ["'strength' has no effect on text-to-image"]),
-        ("dev", "inpainting", {"strength": 1e-17}, ["leaves none of 28 steps"]),
+        ("dev", "inpainting", {"strength": 1e-17}, ["leaves none of the 28 steps"]),
         ("kontext", "image-to-image", {"strength": 0.5}, ["has no effect on image-to-image"]),
         ("schnell", "text-to-image", {"guidance_scale": 3.5}, ["has no effect", "Leave it out"]),
         ("fill", "inpainting", {"negative_prompt": "ugly"}, ["has no effect", "Leave it out"]),
@@ -214,7 +214,9 @@ def test_ranks_that_cannot_share_words_or_tokens_say_so(
     with pytest.raises(InvalidRequest, match=r"'max_sequence_length' is 33.*evenly.*Nearest: 36\."):
         card.resolve({"max_sequence_length": 33})
     seen = Inputs(images=(picture(tmp_path, (640, 448), 0),))
-    with pytest.raises(InvalidRequest, match="1024x1024 with these input images is 503 tokens"):
+    with pytest.raises(
+        InvalidRequest, match="1024x1024 with 1 frame and these input images is 503 tokens"
+    ):
         card.resolve({}, task="image-to-image", inputs=seen)
     square = Inputs(images=(picture(tmp_path, (256, 256), 0),))
     card.resolve({}, task="image-to-image", inputs=square)

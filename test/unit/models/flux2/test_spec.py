@@ -154,7 +154,9 @@ def test_ranks_share_the_image_with_the_pictures(
 ) -> None:
     card = card_of(directories["dev"], ulysses_degree=2, ring_degree=2)
     odd = Inputs(images=(picture(tmp_path, (80, 80), 0),))
-    with pytest.raises(InvalidRequest, match="64x64 with these input images is 41 tokens"):
+    with pytest.raises(
+        InvalidRequest, match="64x64 with 1 frame and these input images is 41 tokens"
+    ):
         card.resolve({"width": 64, "height": 64}, inputs=odd)
     even = Inputs(images=(*odd.images, picture(tmp_path, (112, 80), 0)))
     card.resolve({"width": 64, "height": 64}, inputs=even)

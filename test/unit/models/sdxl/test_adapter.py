@@ -273,9 +273,9 @@ def test_only_what_the_mask_covers_is_repainted(directory: Path, family: SDXLFam
 def test_prompts_and_pictures_are_encoded_once(directory: Path, family: SDXLFamily) -> None:
     spec = cases.sample(FROM_PICTURE, directory, negative_prompt="seen by nobody")
     begin(family, spec)
-    misses = family._prompts.misses, family._pictures._cache.misses
+    misses = family._prompts.misses, family._pictures.cache.misses
     begin(family, msgspec.structs.replace(spec, id="b.0"))
-    assert misses == (family._prompts.misses, family._pictures._cache.misses)
+    assert misses == (family._prompts.misses, family._pictures.cache.misses)
 
 
 def test_the_shared_pipeline_is_never_written_to(directory: Path, family: SDXLFamily) -> None:

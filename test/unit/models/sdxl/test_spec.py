@@ -90,7 +90,11 @@ def test_tokens_are_counted_where_attention_is_widest(directory: Path) -> None:
         ("text-to-image", {"width": 68}, ["'width' is 68", "in steps of 8", "64 or 72"]),
         ("text-to-image", {"height": 4104}, ["'height' is 4104", "Nearest: 4096"]),
         ("text-to-image", {"num_frames": 9}, ["'num_frames' is 9"]),
-        ("text-to-image", {"strength": 0.5}, ["how far an input image is changed"]),
+        (
+            "text-to-image",
+            {"strength": 0.5},
+            ["has no effect on text-to-image", "how far an input image is changed"],
+        ),
         ("text-to-image", {"max_sequence_length": 77}, ["'max_sequence_length' has no effect"]),
         ("text-to-image", {"flow_shift": 3.0}, ["'flow_shift' has no effect"]),
         (

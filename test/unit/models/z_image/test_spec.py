@@ -89,7 +89,7 @@ def test_the_size_is_the_pictures(
         ({"num_frames": 5}, ["'num_frames' is 5", "an image has 1"]),
         ({"max_sequence_length": 300}, ["is 300", "at most 224"]),
         ({"true_cfg_scale": 4.0}, ["'true_cfg_scale' has no effect"]),
-        ({"strength": 0.5}, ["'strength' is how far an input image is changed", "Leave it out"]),
+        ({"strength": 0.5}, ["'strength' has no effect on text-to-image", "Leave it out"]),
     ],
 )
 def test_the_card_refuses(card: ZImageCard, values: dict[str, Any], words: list[str]) -> None:
