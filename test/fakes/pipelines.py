@@ -18,6 +18,7 @@ ZOOS = (
     "zoo_qwen",
     "zoo_sdxl",
     "zoo_generic",
+    "zoo_generic_unet",
     "zoo_generic_video",
 )
 

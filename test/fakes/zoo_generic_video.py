@@ -23,7 +23,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, LlamaConfig, LlamaModel
 
-from fakes.zoo_generic import (
+from fakes.zoo_generic_parts import (
     GUIDED,
     SIDE,
     WORDS,

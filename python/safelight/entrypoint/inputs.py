@@ -8,7 +8,7 @@ import binascii
 from collections.abc import Iterator
 from typing import Any
 
-from safelight.entrypoint.body import Body
+from safelight.entrypoint.body import MAX_FILES, Body
 from safelight.errors import InvalidRequest
 from safelight.manager.media import Media, decode
 
@@ -20,28 +20,39 @@ _INSIDE = ("image_url", "url", "b64_json", "image")
 
 
 async def media_of(body: Body, max_pixels: int) -> Media:
-    """The decoded pictures of a body. Raises `InvalidRequest` naming the field."""
-    images = [(name, data) for name in IMAGES for data in _of(body, name)]
-    masks = list(_of(body, MASK))
+    """The decoded pictures of a body, which are taken out of it: it lives as long as its request,
+    and that may wait for long. Raises `InvalidRequest` naming the field."""
+    given = {name: list(_taken(body, name)) for name in (*IMAGES, MASK)}
+    if (count := sum(map(len, given.values()))) > MAX_FILES:
+        name = next(name for name, values in given.items() if values)
+        raise InvalidRequest(f"{count} input pictures; at most {MAX_FILES} fit.", param=name)
+    return await asyncio.to_thread(_decoded, given, max_pixels)
+
+
+def _decoded(given: dict[str, list[Any]], max_pixels: int) -> Media:
+    """In a thread: pictures are large."""
+    images = [(name, _bytes(one, name)) for name in IMAGES for one in given[name]]
+    masks = [_bytes(one, MASK) for one in given[MASK]]
     if len(masks) > 1:
         raise InvalidRequest("'mask' is given more than once.", param=MASK)
     mask = masks[0] if masks else None
     if mask is not None and not images:
         raise InvalidRequest("'mask' is given without an image.", param=MASK)
-    return await asyncio.to_thread(decode, images, mask, max_pixels=max_pixels)
+    return decode(images, mask, max_pixels=max_pixels)
 
 
-def _of(body: Body, name: str) -> Iterator[bytes]:
-    yield from body.files.get(name, ())
-    value = body.values.get(name)
+def _taken(body: Body, name: str) -> Iterator[Any]:
+    """What the field holds: uploads, and values that stand for pictures."""
+    yield from body.files.pop(name, ())
+    value = body.values.pop(name, None)
     values = value if isinstance(value, list) else [value]
-    for one in values:
-        if one not in (None, ""):
-            yield _bytes(one, name)
+    yield from (one for one in values if one not in (None, ""))
 
 
 def _bytes(value: Any, name: str) -> bytes:
-    """What a JSON value or a form's text stands for."""
+    """An upload, or what a JSON value or a form's text stands for."""
+    if isinstance(value, bytes):
+        return value
     if isinstance(value, dict):
         inner = next((value[key] for key in _INSIDE if value.get(key)), None)
         if inner is None:

@@ -83,6 +83,8 @@ class Supervisor:
         """Everybody who spoke on the control link: the processes, and ranks beyond the first."""
         self._restarts: dict[str, deque[float]] = defaultdict(deque)
         self._started = False
+        self._asked: set[str] = set()
+        """Models that jobs from before the start need: asked for while the others start."""
         self._loading: set[str] = set()
         """Models that are started at run time: one that fails is no reason to end."""
         self._stopping = False
@@ -101,6 +103,8 @@ class Supervisor:
                     self._spawn(program)
                 self._await_ready([program.name for program in stage])
             self._started = True
+            for model in self._asked:
+                self._load(model)
         except BaseException:
             self.close()
             raise
@@ -244,7 +248,9 @@ class Supervisor:
         status = self._bury(process)
         if self._stopping:
             return
-        if process.retired:
+        if process.name.startswith("workers-"):
+            self._send("scheduler", PeerRestarted(process=process.name))
+        if process.retired is not None:
             self._gone(process)
             return
         reason = process.last_words
@@ -261,8 +267,6 @@ class Supervisor:
         if self._too_often(process.name):
             self._failure = f"it keeps ending: {reason}"
             return
-        if process.name.startswith("workers-"):
-            self._send("scheduler", PeerRestarted(process=process.name))
         self._spawn(process.program)
 
     def _too_often(self, name: str) -> bool:
@@ -296,7 +300,9 @@ class Supervisor:
     def _load(self, model: str) -> None:
         """Start the groups of a model that do not run; what runs already is none the worse."""
         missing = [p for p in self._programs.models[model] if p.name not in self._processes]
-        if missing and self._started:
+        if not self._started:
+            self._asked.add(model)
+        elif missing or any(process.retired is not None for process in self._running(model)):
             self._loading.add(model)
             for program in missing:
                 self._restarts.pop(program.name, None)
@@ -329,9 +335,12 @@ class Supervisor:
         self._tell_if_unloaded(model)
 
     def _gone(self, process: Process) -> None:
-        """A process that was to end has ended."""
-        self._send("scheduler", PeerRestarted(process=process.name))
-        self._tell_if_unloaded(process.program.model)
+        """A process that was to end has ended; its model may be wanted again meanwhile."""
+        if process.program.model in self._loading:
+            self._restarts.pop(process.name, None)
+            self._spawn(process.program)
+        else:
+            self._tell_if_unloaded(process.program.model)
 
     def _tell_if_unloaded(self, model: str) -> None:
         if not self._running(model):
@@ -359,7 +368,7 @@ class Supervisor:
 
     def _is_ready(self, name: str) -> bool:
         process = self._processes.get(name)
-        return process is not None and process.ready
+        return process is not None and process.ready and process.retired is None
 
     def _stop(self, name: str, deadline: float) -> None:
         if name not in self._processes:

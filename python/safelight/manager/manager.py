@@ -88,11 +88,12 @@ class RequestManager:
             raise
         for job_id in await self._db.call(JobStore.buried):
             await self._erase(job_id)
+        await self.models.start()  # first: what unfinished jobs need must find room beside them
         await self._resubmit()
+        await self._db.run(partial(self.content_store.sweep, frozenset(self._live)))
         self._spawn(self._hear_scheduler(), self._fell)
         self._spawn(self._hear_output(), self._fell)
         self._spawn(self._hear_supervisor(), self._fell)
-        await self.models.start()
 
     async def close(self) -> None:
         """Stop. Unfinished jobs stay in the store; those who wait for them get `Unavailable`."""
@@ -210,17 +211,29 @@ class RequestManager:
         now = time.monotonic()
         etas = [eta for live in self._live.values() for eta in live.etas(now)]
         with self._admission.entering(request.n, etas, self.load.backlog):
-            places = None if destinations is None else [str(path) for path in destinations]
-            if places is None:
-                await self._db.run(partial(self.content_store.prepare, request.id))
-            if files := media.files(request.inputs):
-                await self._db.run(partial(self.content_store.keep, files))
-            job = await self._db.call(JobStore.add, request, places)
+            job = await self._commit(request, media, destinations)
             live = self._live[request.id] = LiveJob(job, ())
         view = live.view()
         await self._dispatch(live)
         await self.models.want(request.model)
         return view
+
+    async def _commit(
+        self, request: GenerationRequest, media: Media, destinations: Sequence[Path] | None
+    ) -> Job:
+        """Its pictures, then its row. Raises `Unavailable` if there is no place for them."""
+        places = None if destinations is None else [str(path) for path in destinations]
+        files = media.files(request.inputs)
+        try:
+            if places is None:
+                await self._db.run(partial(self.content_store.prepare, request.id))
+            if files:  # large: nobody's row shall wait for them
+                await asyncio.to_thread(self.content_store.keep, files)
+        except OSError as failure:
+            await self._db.run(partial(self.content_store.forget, files))
+            text = f"The job cannot be kept: {failure.strerror}."
+            raise Unavailable(text, code="storage_failed") from failure
+        return await self._db.call(JobStore.add, request, places)
 
     async def _dispatch(self, live: LiveJob) -> None:
         """Hand the scheduler every sample of the job that has no file yet."""

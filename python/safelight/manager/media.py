@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from safelight import log
 from safelight.errors import InvalidRequest
@@ -28,6 +30,12 @@ MAGIC = {
 """Format -> bytes, and where they stand (RFC 2083, ITU T.81, Google's WebP container)."""
 
 MAX_SIDE = 16_384  # pixels
+
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises for files that are not what their first bytes say."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ def _open(data: bytes, name: str) -> Image.Image:
             param=name,
             code="image_too_large",
         ) from failure
-    except (UnidentifiedImageError, OSError, ValueError) as failure:
+    except _BROKEN as failure:
         raise _broken(name, kind, failure) from failure
     if max(picture.size) > MAX_SIDE:
         raise InvalidRequest(
@@ -148,9 +156,12 @@ def _upright(picture: Image.Image, name: str) -> Image.Image:
     """Decoded, and turned as its camera held it."""
     kind = picture.format or "picture"
     try:
-        return ImageOps.exif_transpose(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as failure:
+        picture = ImageOps.exif_transpose(picture)
+    except _BROKEN as failure:
         raise _broken(name, kind, failure) from failure
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
+    return picture
 
 
 def _broken(name: str, kind: str, failure: Exception) -> InvalidRequest:

@@ -67,16 +67,18 @@ class Models:
 
     async def load(self, name: str) -> None:
         """Have it loaded; returns when it serves. Raises `ModelNotFound`, or `Unavailable` with the
-        reason if it cannot be loaded."""
+        reason if it cannot be loaded, or was unloaded first."""
         model = self._model(name)
         await self.want(name)
         async with self._changed:
             await self._changed.wait_for(
-                lambda: model.standing in (Standing.LOADED, Standing.FAILED)
+                lambda: model.standing in (Standing.LOADED, Standing.FAILED) or _given_up(model)
             )
         if model.standing is Standing.FAILED:
             text = f"The model {name} could not be loaded: {model.detail}"
             raise Unavailable(text, code="model_load_failed")
+        if model.standing is Standing.UNLOADED:
+            raise Unavailable(f"The model {name} was unloaded before it was loaded.")
 
     async def unload(self, name: str) -> None:
         """Have it unloaded once what was accepted for it is done; returns when it is gone. The next
@@ -143,6 +145,11 @@ def check_memory(config: EngineConfig) -> None:
             f"is {limit:g}: give some of them 'load: false', or lower --max-loaded-models.",
             param="model_memory_gib",
         )
+
+
+def _given_up(model: Model) -> bool:
+    """Whether it is unloaded, and nobody waits for it any more."""
+    return model.standing is Standing.UNLOADED and model.wanted is None
 
 
 def weights_of(config: EngineConfig) -> int:

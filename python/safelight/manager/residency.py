@@ -73,12 +73,12 @@ class Residency:
         return self._next()
 
     def unload(self, name: str) -> list[tuple[Verb, str]]:
-        """Somebody wants it gone."""
+        """Somebody wants it gone. One that is not there stays wanted: somebody waits for it."""
         model = self.models[name]
+        if model.standing not in (Standing.LOADED, Standing.LOADING):
+            return []
         model.wanted = None
-        if model.standing in (Standing.LOADED, Standing.LOADING):
-            return [self._drain(model)]
-        return []
+        return [self._drain(model)]
 
     def drained(self, name: str) -> list[tuple[Verb, str]]:
         """It holds nothing any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from safelight.errors import InvalidRequest, NotFound
@@ -47,6 +47,15 @@ class ContentStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        for directory in {self.located(name).parent for name in files}:
+            _flush(directory)
+            _flush(directory.parent)
+
+    def sweep(self, unfinished: Container[str]) -> None:
+        """Remove input pictures of all but these jobs: those that a crash left behind."""
+        for path in self.root.glob("*/*.raw"):
+            if path.parent.name not in unfinished:
+                self.discard(path)
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove input pictures that are of no more use."""
@@ -96,3 +105,12 @@ class ContentStore:
                 param="id",
             )
         return self.root / job_id
+
+
+def _flush(directory: Path) -> None:
+    """Make the names in it durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

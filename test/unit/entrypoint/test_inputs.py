@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from PIL import Image
 
 from fakes import stack
 from fakes.engine_peer import CARD
+from safelight.entrypoint.body import Body
+from safelight.manager.media import Decoded
 from safelight.models.card import Range
 
 EDIT, VIDEO = "/v1/images/edits", "/v1/videos"
@@ -122,6 +127,25 @@ def test_pictures_of_a_finished_job_are_not_kept(
     assert client.get(f"/v1/images/{answer.json()['id']}/content").status_code == 200
 
 
+def test_pixels_do_not_wait_in_memory_with_the_client(manual_editor: stack.Stack) -> None:
+    """They are on disk; hundreds of clients may wait for their pictures."""
+
+    def ask() -> None:
+        with httpx2.Client(base_url=manual_editor.base_url, timeout=30) as client:
+            client.post(EDIT, data={"prompt": "x"}, files={"image": ("a.png", PICTURE)})
+
+    waiting = threading.Thread(target=ask)
+    waiting.start()
+    (spec,) = manual_editor.call(manual_editor.peer.submitted())
+    manual_editor.call(asyncio.sleep(0.1))
+    gc.collect()
+    held = [one for one in gc.get_objects() if isinstance(one, Decoded | Body)]
+    manual_editor.call(manual_editor.peer.fail(spec))
+    waiting.join()
+    assert [type(one) for one in held] == [Body]
+    assert held[0].files == {}
+
+
 def test_an_unfinished_job_finds_its_pictures_after_a_restart(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with (
@@ -179,6 +203,7 @@ def test_two_pictures_keep_their_order(client: httpx2.Client, editor: stack.Stac
         (EDIT, {"image": text(PICTURE[:60])}, "image", "broken"),
         (EDIT, {"image": text(png(size=(40, 40)))}, "image", "1600 pixels"),
         (EDIT, {"images": [text(PICTURE)] * 3}, "image", "at most 2"),
+        (EDIT, {"images": ["not decoded"] * 33}, "images", "33 input pictures"),
         (EDIT, {"image": text(PICTURE), "mask": text(png(size=(4, 4)))}, "mask", "4x4"),
         (EDIT, {"image": text(PICTURE), "strength": 3}, "strength", "got 3"),
         (VIDEO, {"mask": text(PICTURE)}, "mask", "without an image"),

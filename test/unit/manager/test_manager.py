@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from fakes.engine_peer import CARD, request
 from safelight.errors import ConfigError, InvalidRequest, NotFound, Overloaded, Unavailable
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
+from safelight.manager.media import Decoded, Media
 from safelight.request import State
+from safelight.store.content import ContentStore
 from safelight.store.tables import Status
 from safelight.wire import links
 from safelight.wire import messages as m
@@ -106,6 +109,24 @@ async def test_a_caller_that_leaves_during_submit_does_not_orphan_the_job(lab: A
     caller.cancel()
     assert [s.id for s in await lab.peer.submitted()] == ["video_1.0"]
     assert (await manager.job("video_1")).status is Status.QUEUED
+
+
+async def test_a_full_disk_refuses_and_keeps_nothing(lab: Any, monkeypatch: Any) -> None:
+    manager = await lab.manager()
+    whole = ContentStore.keep
+
+    def keep(store: ContentStore, files: dict[str, bytes]) -> None:
+        whole(store, files)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ContentStore, "keep", keep)
+    media = Media(images=(Decoded(b"123", 1, 1, "RGB", "digest"),))
+    asked = request("image_1", task="text-to-image", inputs=media.inputs("image_1"))
+    with pytest.raises(Unavailable, match="No space left"):
+        await manager.submit(asked, media=media)
+    with pytest.raises(NotFound):
+        await manager.job("image_1")
+    assert list(manager.content_store.root.rglob("*.raw")) == []
 
 
 async def test_one_failing_sample_fails_the_job_and_cancels_the_others(lab: Any) -> None:

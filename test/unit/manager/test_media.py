@@ -138,3 +138,29 @@ def test_the_limit_is_for_all_pictures_together() -> None:
     decode([("image", data)] * 2, None, max_pixels=1800)
     with pytest.raises(InvalidRequest, match="2700 pixels in all"):
         decode([("image", data)] * 3, None, max_pixels=1800)
+
+
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    """As depth maps have them; cut off at 255, all but black would be white."""
+    deep = np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6)
+    data = saved(Image.fromarray(deep))
+    media = one(data, mask=data)
+    assert media.mask is not None
+    for pixels, channels in ((media.images[0].pixels, 3), (media.mask.pixels, 1)):
+        grey = np.frombuffer(pixels, np.uint8).reshape(4, 6, channels)[..., 0].astype(int)
+        assert abs(grey - (deep >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"a\0", b"a\0\0" + zlib.compress(b"x")[:3]])
+@pytest.mark.parametrize("kind", [b"iCCP", b"gAMA", b"tRNS", b"eXIf", b"acTL", b"zTXt"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_broken_chunk_is_the_pictures_fault(content: bytes, kind: bytes, late: bool) -> None:
+    """Pillow raises half a dozen kinds of errors for them, in part only when it decodes."""
+    whole = saved(noise())
+    at = whole.index(b"IEND") - 4 if late else 33
+    checked = kind + content
+    chunk = struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+    try:
+        one(whole[:at] + chunk + whole[at:])
+    except InvalidRequest as refusal:
+        assert refusal.code == "invalid_image"

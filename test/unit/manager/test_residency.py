@@ -92,6 +92,19 @@ def test_unloading_one_that_is_not_loaded_does_nothing() -> None:
     assert made.drained("a") == []
 
 
+def test_unloading_one_that_somebody_waits_for_does_not_forget_them() -> None:
+    made = residency("a", "b", most=1)
+    made.want("a", 0.0)
+    made.loaded("a")
+    made.want("b", 1.0)
+    assert made.unload("b") == []  # it waits for room
+    made.drained("a")
+    made.want("a", 2.0)
+    assert made.unload("a") == []  # it goes already, and comes back
+    assert made.gone("a") == [(LOAD, "b")]
+    assert made.loaded("b") == [(DRAIN, "b")]
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40), st.integers(1, 3))
 def test_whatever_is_asked_for_is_loaded_in_the_end(
     wishes: list[tuple[int, bool]], most: int

@@ -78,3 +78,20 @@ def test_a_file_that_is_gone_is_not_found(content: ContentStore) -> None:
     with pytest.raises(NotFound) as caught:
         content.stat(content.place("a", 0, "png"))
     assert caught.value.code == "content_gone"
+
+
+def test_input_pictures_without_a_job_are_swept(content: ContentStore) -> None:
+    """A crash before the job's row, or behind its end, leaves them."""
+    for job in ("image_1", "image_2", "image_3"):
+        content.keep({f"{job}/input-0.raw": b"123", f"{job}/mask.raw": b"1"})
+    finished = content.place("image_2", 0, "png")
+    finished.write_bytes(b"png")
+    content.sweep({"image_1"})
+    left = sorted(str(path.relative_to(content.root)) for path in content.root.rglob("*"))
+    assert left == [
+        "image_1",
+        "image_1/input-0.raw",
+        "image_1/mask.raw",
+        "image_2",
+        "image_2/0.png",
+    ]

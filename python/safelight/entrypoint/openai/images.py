@@ -39,8 +39,7 @@ router = APIRouter(prefix="/images", tags=["images"], responses=schema.ERRORS)
 )
 async def generate(body: ParsedBody, manager: Manager, config: Config, http: Request) -> Any:
     """Generate images and answer when they are there. A client that leaves cancels the job."""
-    found = await media_of(body, config.server.max_input_pixels)
-    return await _make(body, found, manager, config, http)
+    return await _make(body, await _pictures(body, config), manager, config, http)
 
 
 @router.post(
@@ -52,18 +51,25 @@ async def generate(body: ParsedBody, manager: Manager, config: Config, http: Req
 async def edit(body: ParsedBody, manager: Manager, config: Config, http: Request) -> Any:
     """Make images from one or several input images and a prompt; with a mask, only where it is
     transparent (or white, if it is opaque) is anything changed."""
+    found = _pictures(body, config, required=True)
+    return await _make(body, await found, manager, config, http)
+
+
+async def _pictures(body: Body, config: EngineConfig, *, required: bool = False) -> Media:
     found = await media_of(body, config.server.max_input_pixels)
-    if not found.images:
+    if required and not found.images:
         raise InvalidRequest("'image' is missing: send the picture to edit.", param="image")
-    return await _make(body, found, manager, config, http)
+    return found
 
 
 async def _make(
     body: Body, found: Media, manager: RequestManager, config: EngineConfig, http: Request
 ) -> Any:
+    """`found` must be held by nobody else: its pixels shall not wait with the client."""
     limit = config.server.max_outputs
     request, asked = parsing.image_request(body, found, manager.card, limit)
     await manager.submit(request, media=found)
+    del found
     view = await _finished(manager, request.id, http)
     if view is None:
         return Response(status_code=CLIENT_CLOSED)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from diffusers import LDMTextToImagePipeline, StableDiffusionPAGPipeline
 
-from fakes import cases, zoo_generic
+from fakes import cases, zoo_generic, zoo_generic_unet
 from fakes.cases import Case, Stepper
-from fakes.zoo_generic import GUIDED, case, reference
+from fakes.zoo_generic_parts import GUIDED, case, reference
 from safelight import config as configuration
 from safelight.errors import ConfigError, GenerationFailed
 from safelight.models.generic.adapter import GenericFamily, load
@@ -28,13 +28,13 @@ from safelight.request import SampleSpec
 from safelight.wire.messages import Decode, Encode, Step
 
 CPU = torch.device("cpu")
-PLAIN = next(one for one in zoo_generic.CASES if one.task == "text-to-image")
+PLAIN = next(one for one in zoo_generic_unet.CASES if one.task == "text-to-image")
 PERTURBED = case(
     "PAG",
-    zoo_generic.tiny_perturbed,
+    zoo_generic_unet.tiny_perturbed,
     reference(StableDiffusionPAGPipeline, "guidance_scale"),
 )
-LOOPED = case("LDM", zoo_generic.tiny_ldm, reference(LDMTextToImagePipeline, "guidance_scale"))
+LOOPED = case("LDM", zoo_generic_unet.tiny_ldm, reference(LDMTextToImagePipeline, "guidance_scale"))
 OLD = next(one for one in zoo_generic.CASES if one.name == "PixArt-Sigma")
 
 
@@ -95,7 +95,7 @@ def test_every_step_is_one_of_the_pipeline(family: GenericFamily, spec: SampleSp
 
 
 def test_a_strength_takes_fewer_steps(directory: Callable[[Case], Path]) -> None:
-    pictured = next(one for one in zoo_generic.CASES if one.task == "image-to-image")
+    pictured = next(one for one in zoo_generic_unet.CASES if one.task == "image-to-image")
     path = directory(pictured)
     family = cases.loaded(path)
     sample = cases.sample(pictured, path, num_inference_steps=10, strength=0.5)

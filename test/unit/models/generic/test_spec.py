@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fakes import zoo_generic, zoo_generic_video
+from fakes import zoo_generic_unet, zoo_generic_video
 from fakes.cases import card_of, picture
 from safelight.errors import InvalidRequest
 from safelight.models.card import ModelCard, Range
@@ -29,7 +29,7 @@ def pretend(directory: Path, pipeline: str, **parts: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
-    return card_of(zoo_generic.tiny_stable_diffusion(tmp_path_factory.mktemp("sd") / "model"))
+    return card_of(zoo_generic_unet.tiny_stable_diffusion(tmp_path_factory.mktemp("sd") / "model"))
 
 
 def test_defaults_and_grids_of_the_parts(tmp_path: Path) -> None:
