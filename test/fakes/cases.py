@@ -8,6 +8,7 @@ measured becomes the table of pipelines in `docs/numerics.md`.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -30,6 +32,10 @@ from safelight.worker.executor import Executor
 
 PROMPT = "a red circle moving left"
 CPU = torch.device("cpu")
+
+
+def untouched(monkeypatch: Any) -> None:
+    """No constant is another."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ class Case:
     """The layout in which two ranks share a sample."""
     solo: bool = False
     """Whether samples never share a forward (the generic family)."""
-    environment: Callable[[Any], None] = lambda monkeypatch: None
-    """Shrinks constants of the pipeline's module that are too large for a test (1 MP)."""
+    environment: Callable[[Any], None] = untouched
+    """Shrinks constants of the pipeline's module that are too large for a test (1 MP); on the ranks
+    too, so a function of a module."""
 
     @property
     def id(self) -> str:
@@ -74,10 +81,19 @@ class Checkpoints:
         self._written: dict[Callable[[Path], Path], Path] = {}
 
     def of(self, case: Case) -> Path:
-        if case.make not in self._written:
+        return self.made(case.make)
+
+    def made(self, make: Callable[[Path], Path]) -> Path:
+        """What `make` writes, for reading only."""
+        if make not in self._written:
             number = len(self._written)
-            self._written[case.make] = case.make(self._directory / f"{number}" / "model")
-        return self._written[case.make]
+            self._written[make] = make(self._directory / f"{number}" / "model")
+        return self._written[make]
+
+    def copied(self, make: Callable[[Path], Path], to: Path) -> Path:
+        """The same in a directory of one's own, under any name."""
+        shutil.copytree(self.made(make), to)
+        return to
 
 
 def card_of(path: Path, **settings: Any) -> ModelCard:
@@ -186,10 +202,21 @@ def float_frames(family: Any, session: Any) -> np.ndarray:
     return frames.astype(np.float32) / 255
 
 
+def on_ranks(
+    rank: int,
+    settings: Settings,
+    spec: SampleSpec,
+    environment: Callable[[Any], None] = untouched,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Work for a rank of a pool: last latents and, on rank 0, frames of one sample."""
+    with pytest.MonkeyPatch.context() as patch:
+        environment(patch)
+        return _made(settings, spec)
+
+
 @one_thread()
 @torch.inference_mode()
-def on_ranks(rank: int, settings: Settings, spec: SampleSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Work for a rank of a pool: last latents and, on rank 0, frames of one sample."""
+def _made(settings: Settings, spec: SampleSpec) -> tuple[np.ndarray, np.ndarray]:
     from fakes import parity
 
     family, mesh = parity._loaded(settings)

@@ -19,12 +19,14 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from fakes import parity
 from fakes.cases import Case
 from fakes.zoo import as_bytes, byte_tokenizer
 from safelight.models import inputs
+from safelight.models.flux import spec as flux
 from safelight.request import SampleSpec
 
 
@@ -184,6 +186,16 @@ def kontext_reference(directory: Path, spec: SampleSpec) -> np.ndarray:
     return _made(kind, directory, spec, max_area=area)
 
 
+def half_of_a_side(monkeypatch: Any) -> None:
+    """Kontext sees pictures of a quarter of a megapixel for a megapixel, and makes such."""
+    for module in (pipeline_flux_kontext, pipeline_flux_kontext_inpaint):
+        sizes = module.PREFERRED_KONTEXT_RESOLUTIONS
+        smaller = [(width // 2, height // 2) for width, height in sizes]
+        monkeypatch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", smaller)
+    smaller = [(width // 2, height // 2) for width, height in flux.PREFERRED]
+    monkeypatch.setattr(flux, "PREFERRED", smaller)
+
+
 _STEPS = {"num_inference_steps": 4, "max_sequence_length": 64}
 _SMALL = {**_STEPS, "width": 64, "height": 64}
 _GUIDED = {"true_cfg_scale": 3.0, "negative_prompt": "ugly"}
@@ -248,6 +260,7 @@ CASES = (
         values={**_STEPS, "width": 256, "height": 192},
         images=((96, 64),),
         variant={"guidance_scale": 1.5, **_GUIDED},
+        environment=half_of_a_side,
     ),
     Case(
         name="FLUX.1 Kontext",
@@ -257,6 +270,7 @@ CASES = (
         values={**_STEPS, "strength": 0.9},
         images=((80, 120),),
         mask=True,
+        environment=half_of_a_side,
     ),
 )
 

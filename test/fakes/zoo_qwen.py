@@ -19,7 +19,11 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
+from diffusers.pipelines.qwenimage import (
+    pipeline_qwenimage_edit,
+    pipeline_qwenimage_edit_inpaint,
+    pipeline_qwenimage_edit_plus,
+)
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -200,11 +204,26 @@ def _kind(directory: Path, spec: SampleSpec) -> Any:
 
 def quarter_of_a_side(monkeypatch: Any) -> None:
     """Pictures of 256 x 256 for a megapixel: inpainting makes an output of the input's size."""
-    module = pipeline_qwenimage_edit_inpaint
-    original = module.calculate_dimensions
-    smaller = lambda area, ratio: original(area // 16, ratio)  # noqa: E731
-    monkeypatch.setattr(module, "calculate_dimensions", smaller)
-    monkeypatch.setattr(qwen, "AREA", qwen.AREA // 16)
+    _smaller(monkeypatch, 16)
+
+
+def half_of_a_side(monkeypatch: Any) -> None:
+    """Pictures are seen at 512 x 512 for a megapixel."""
+    _smaller(monkeypatch, 4)
+
+
+def _smaller(monkeypatch: Any, times: int) -> None:
+    modules = (
+        pipeline_qwenimage_edit,
+        pipeline_qwenimage_edit_inpaint,
+        pipeline_qwenimage_edit_plus,
+    )
+    original = pipeline_qwenimage_edit.calculate_dimensions
+    for module in modules:
+        smaller = lambda area, ratio: original(area // times, ratio)  # noqa: E731
+        monkeypatch.setattr(module, "calculate_dimensions", smaller)
+    for name in ("AREA", "CONDITION_AREA"):
+        monkeypatch.setattr(qwen, name, getattr(qwen, name) // times)
 
 
 _FEW = {"num_inference_steps": 4, "negative_prompt": "ugly", "true_cfg_scale": 3.0}
@@ -249,6 +268,7 @@ CASES = (
         values=_EDIT,
         variant=_UNGUIDED,
         images=((96, 64),),
+        environment=half_of_a_side,
     ),
     Case(
         name="Qwen-Image-Edit",
@@ -269,6 +289,7 @@ CASES = (
         values=_EDIT,
         variant={"true_cfg_scale": 1.5},
         images=((96, 64), (64, 64)),
+        environment=half_of_a_side,
     ),
 )
 

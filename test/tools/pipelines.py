@@ -103,7 +103,7 @@ def measure(case: Case, path: Path, pool: RankPool | None) -> Row:
         ranks = None
         if pool is not None and case.on_two:
             settings = (("model_path", str(path)), *case.on_two)
-            results = pool.run(cases.on_ranks, settings, spec)
+            results = pool.run(cases.on_ranks, settings, spec, case.environment)
             for latents, _ in results:
                 assert np.array_equal(latents, results[0][0]), "ranks hold different latents"
             ranks = _difference({spec.id: results[0]}, references)

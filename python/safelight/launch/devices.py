@@ -24,17 +24,23 @@ def share_out(config: EngineConfig, layouts: Mapping[str, Layout]) -> dict[str, 
     Models that name no GPUs get some of their own where there are enough for all, in order; else
     they share those there are, from the first.
     """
-    free = [entry for entry in config.entries if entry.parallel.gpu_ids is None]
+    free = [
+        entry
+        for entry in config.entries
+        if entry.parallel.gpu_ids is None and entry.model.device != "cpu"
+    ]
     needed = sum(layouts[entry.name].num_gpus for entry in free)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = count_gpus()
     known = gpus if visible is None else len(list(_seen(visible, gpus)))
-    apart = len(free) > 1 and needed <= known
+    named = {part.strip() for e in config.entries for part in (e.parallel.gpu_ids or "").split(",")}
+    spare = [str(place) for place in range(known) if str(place) not in named]
+    apart = len(config.entries) > 1 and needed <= len(spare)
     shares, place = {}, 0
     for entry in config.entries:
         layout, one = layouts[entry.name], config.of(entry.name)
-        if apart and entry in free and entry.model.device != "cpu":
-            ids = ",".join(str(place + index) for index in range(layout.num_gpus))
+        if apart and entry in free:
+            ids = ",".join(spare[place:][: layout.num_gpus])
             parallel = msgspec.structs.replace(one.parallel, gpu_ids=ids)
             one = msgspec.structs.replace(one, parallel=parallel)
             place += layout.num_gpus

@@ -31,6 +31,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
 _TOP = ("model_index.json", "safelight.json")
 _ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ETAG = re.compile(r"[0-9a-f]{40,64}")
 _DOWNLOADS = 8
 """Files at once, as huggingface_hub has it."""
 
@@ -155,8 +156,11 @@ def _files(api: HfApi, model: str, commit: str, patterns: list[str]) -> list[Rep
 
 
 def _etag(file: RepoFile) -> str:
-    """The name of a file's content in the cache."""
-    return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
+    """The name of a file's content in the cache: the hub says it, and a path it must not be."""
+    etag = str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
+    if not _ETAG.fullmatch(etag):
+        raise OSError(f"the hub names the content of {file.path} {etag!r:.80}")
+    return etag
 
 
 def _fetch_one(

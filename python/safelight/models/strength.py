@@ -23,8 +23,8 @@ def check(name: str, sampling: Sampling, task: Task, tasks: Sequence[Task] = CHA
         return
     if task not in tasks:
         raise InvalidRequest(
-            f"'strength' has no effect on {task} with {name}: it is how far an input image is "
-            "changed. Leave it out.",
+            f"'strength' has no effect on {task} with {name}, which starts from noise: it is how "
+            "far an input image is changed. Leave it out.",
             param="strength",
             code="unsupported_parameter",
         )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from safelight.models.family import Family
     from safelight.parallel.mesh import Mesh
 
+logger = log.get(__name__)
+
 BATCHES = (1, 2, 4, 8)
 CHEAP = 2_000
 """Tokens; a default size below it is warmed up too, a larger one would delay the start."""
@@ -36,7 +38,7 @@ def warm_up(family: Family, card: ModelCard, mesh: Mesh) -> tuple[Timing, ...]:
             timing
             for size in sizes
             if size is not None
-            for timing in _time(family, card, mesh, *size)
+            for timing in _tried(family, card, mesh, *size)
         ]
     mesh.traffic.take()
     return tuple(timings)
@@ -86,6 +88,19 @@ def grey(task: Task, width: int, height: int, count: int, directory: Path) -> In
         path=str(mask), width=width, height=height, mode="L", digest=f"white {mask.name}"
     )
     return Inputs(images=(picture,) * count, mask=white if task == "inpainting" else None)
+
+
+def _tried(
+    family: Family, card: ModelCard, mesh: Mesh, sampling: Sampling, inputs: Inputs
+) -> list[Timing]:
+    """The timings of one size; none if the model refuses it, as a pipeline may that has no native
+    family: its card knows the sizes only roughly."""
+    try:
+        return list(_time(family, card, mesh, sampling, inputs))
+    except ValueError as failure:
+        size = f"{sampling.width}x{sampling.height}"
+        logger.warning("not warmed up", size=size, reason=str(failure))
+        return []
 
 
 def _time(

@@ -7,17 +7,18 @@ Sources: the OpenAI API reference (images/generations, images/edits) and the Gem
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import os
+import struct
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import httpx2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from safelight.errors import ConfigError, GenerationFailed
 from safelight.models.inputs import image
@@ -29,6 +30,11 @@ AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 MAX_ANSWER = 64 * 2**20  # bytes
 MAX_PIXELS = 2**26
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises for files that are not what their first bytes say, and base64."""
 
 
 class Client:
@@ -109,8 +115,8 @@ class Client:
                 break
             try:
                 with self._http.stream("POST", url, timeout=left, **body) as response:
-                    data = _limited(response)
-            except httpx2.TransportError as failure:
+                    data = _limited(response, deadline)
+            except httpx2.RequestError as failure:
                 problem = f"cannot be reached: {failure or type(failure).__name__}"
                 wait = self._pause * attempt
             else:
@@ -161,14 +167,17 @@ def _decoded(text: str) -> np.ndarray:
         if picture.width * picture.height > MAX_PIXELS:
             raise _unreadable(f"the picture is {picture.width}x{picture.height}")
         return np.asarray(picture.convert("RGB"))
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError) as failure:
+    except _BROKEN as failure:
         raise _unreadable("its picture is broken") from failure
 
 
-def _limited(response: httpx2.Response) -> bytes:
+def _limited(response: httpx2.Response, deadline: float) -> bytes:
+    """The body. A read that takes long times out by itself; many that are short do not."""
     data = bytearray()
     for chunk in response.iter_bytes():
         data += chunk
+        if time.monotonic() >= deadline:
+            raise httpx2.ReadTimeout("it answers too slowly")
         if len(data) > MAX_ANSWER:
             raise _unreadable(f"it is larger than {MAX_ANSWER} bytes")
     return bytes(data)

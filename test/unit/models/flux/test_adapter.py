@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fakes import zoo_flux
+from fakes.cases import Checkpoints
 from fakes.ranks import RankPool
 from fakes.simulation import spec as sample_spec
 from safelight import config as configuration
@@ -26,11 +27,10 @@ FRAME_TOLERANCE = 1  # of batched frames, in 1/255: what lies on an edge is roun
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("flux")
+def directories(checkpoints: Checkpoints) -> dict[str, Path]:
     return {
-        "dev": zoo_flux.tiny_flux(folder / "dev"),
-        "schnell": zoo_flux.tiny_flux(folder / "schnell", guidance_embeds=False),
+        "dev": checkpoints.made(zoo_flux.tiny_flux),
+        "schnell": checkpoints.made(zoo_flux.tiny_schnell),
     }
 
 
@@ -89,21 +89,15 @@ def run_alone(family: FluxFamily, spec: SampleSpec) -> FluxSession:
 @pytest.mark.parametrize(
     "values",
     [
-        {},
         {"width": 96, "height": 48},
         {"width": 16, "height": 112, "num_inference_steps": 1},
         {"max_sequence_length": 512},
-        {"guidance_scale": 1.0},
-        {"prompt": "yellow squares"},
         {"true_cfg_scale": 4.0, "negative_prompt": "ugly"},
     ],
     ids=[
-        "square",
         "wide",
         "one step of a column",
         "long text",
-        "other guidance",
-        "other prompt",
         "true guidance",
     ],
 )
@@ -159,7 +153,7 @@ def test_prompts_seeds_and_guidance_matter(loaded: tuple[ModelCard, FluxFamily])
 def test_samples_at_different_steps_counts_and_scales_in_one_forward(
     loaded: tuple[ModelCard, FluxFamily],
 ) -> None:
-    """Six samples, 4 to 12 steps, each entering one step after the last."""
+    """Four samples, 2 to 6 steps, each entering one step after the last."""
     card, family = loaded
     dev = family.transformer.config.guidance_embeds
     specs = [
@@ -171,9 +165,7 @@ def test_samples_at_different_steps_counts_and_scales_in_one_forward(
             num_inference_steps=count,
             guidance_scale=scale if dev else 0.0,
         )
-        for i, (count, scale) in enumerate(
-            zip([4, 5, 6, 8, 10, 12], [3.5, 1.0, 7.0, 0.0, 3.5, 2.0], strict=True)
-        )
+        for i, (count, scale) in enumerate(zip([2, 3, 4, 6], [3.5, 1.0, 7.0, 0.0], strict=True))
     ]
     alone = [run_alone(family, spec) for spec in specs]
     waiting, running, done = [begin(family, s) for s in specs], [], []
@@ -192,21 +184,17 @@ def test_samples_at_different_steps_counts_and_scales_in_one_forward(
 
 
 @torch.inference_mode()
-def test_interleaved_sessions_do_not_touch_each_other(
-    loaded: tuple[ModelCard, FluxFamily],
-) -> None:
-    """Preemption: two samples of different sizes take turns and both keep their bits."""
+def test_samples_of_different_sizes_take_turns(loaded: tuple[ModelCard, FluxFamily]) -> None:
+    """And both keep their bits."""
     card, family = loaded
     specs = [
-        make_spec(card, f"s.{i}", seed=i, width=64 + 32 * i, num_inference_steps=5 + i)
+        make_spec(card, f"s.{i}", seed=i, width=64 + 32 * i, num_inference_steps=2 + i)
         for i in range(2)
     ]
     alone = [run_alone(family, spec).latents for spec in specs]
     first, second = (begin(family, spec) for spec in specs)
-    for session in (first, first, second, second, second, first, second, first, first):
+    for session in (first, second, second, first, second):
         family.step([session])
-    family.step([second])
-    family.step([second])
     assert torch.equal(first.latents, alone[0])
     assert torch.equal(second.latents, alone[1])
 
@@ -214,9 +202,9 @@ def test_interleaved_sessions_do_not_touch_each_other(
 def test_prompt_embeddings_are_computed_once(loaded: tuple[ModelCard, FluxFamily]) -> None:
     card, family = loaded
     spec = make_spec(card, prompt="a prompt nobody else uses")
-    run_alone(family, spec)
+    begin(family, spec)
     misses = family._prompts.misses
-    run_alone(family, msgspec.structs.replace(spec, id="b.0"))
+    begin(family, msgspec.structs.replace(spec, id="b.0"))
     assert family._prompts.misses == misses
 
 

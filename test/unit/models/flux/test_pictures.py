@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fakes import cases, zoo_flux
-from fakes.cases import Case, picture
+from fakes.cases import Case, Checkpoints, picture
 from fakes.ranks import RankPool
 from safelight.models.flux.base import FluxSession
 from safelight.models.flux.pictures import FluxFamily
@@ -31,10 +31,9 @@ DEV, FILL, KONTEXT, PAINT = (
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
-    folder = tmp_path_factory.mktemp("flux")
+def paths(checkpoints: Checkpoints) -> dict[Any, Path]:
     makers = {case.make for case in (DEV, FILL, KONTEXT)}
-    return {make: make(folder / make.__name__ / "model") for make in makers}
+    return {make: checkpoints.made(make) for make in makers}
 
 
 @pytest.fixture(scope="module")

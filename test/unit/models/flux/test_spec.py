@@ -20,7 +20,7 @@ from diffusers import (
 from diffusers.pipelines.flux import pipeline_flux_kontext
 
 from fakes import zoo_flux
-from fakes.cases import card_of, picture
+from fakes.cases import Checkpoints, card_of, picture
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.card import ModelCard
 from safelight.models.flux.spec import PREFERRED, preferred
@@ -44,9 +44,11 @@ PIPELINES: dict[tuple[str, Task], Any] = {
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def directories(
+    checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("flux")
-    return {name: make(folder / name) for name, make in MAKERS.items()}
+    return {name: checkpoints.copied(make, folder / name) for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")

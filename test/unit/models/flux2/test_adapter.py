@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fakes import cases, zoo_flux2
-from fakes.cases import Case, picture
+from fakes.cases import Case, Checkpoints, picture
 from fakes.ranks import RankPool
 from safelight.models.flux2.adapter import Flux2Family, Flux2Session
 from safelight.request import Inputs, SampleSpec
@@ -31,10 +31,9 @@ TEXT, EDIT, KLEIN, KLEIN_EDIT, DISTILLED = (
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
-    folder = tmp_path_factory.mktemp("flux2")
+def paths(checkpoints: Checkpoints) -> dict[Any, Path]:
     makers = {case.make for case in (TEXT, KLEIN, DISTILLED)}
-    return {make: make(folder / make.__name__ / "model") for make in makers}
+    return {make: checkpoints.made(make) for make in makers}
 
 
 @pytest.fixture(scope="module")

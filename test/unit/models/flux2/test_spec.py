@@ -12,7 +12,7 @@ import pytest
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 
 from fakes import zoo_flux2
-from fakes.cases import card_of, picture
+from fakes.cases import Checkpoints, card_of, picture
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.card import ModelCard
 from safelight.request import Inputs
@@ -25,9 +25,11 @@ MAKERS = {
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def directories(
+    checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("flux2")
-    return {name: make(folder / name) for name, make in MAKERS.items()}
+    return {name: checkpoints.copied(make, folder / name) for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fakes import cases, zoo_qwen
-from fakes.cases import Case, Stepper, loaded
+from fakes.cases import Case, Checkpoints, Stepper, loaded
 from fakes.parity import CPU
 from fakes.ranks import RankPool
 from safelight.errors import GenerationFailed
@@ -30,9 +30,8 @@ UNGUIDED = {"negative_prompt": "", "true_cfg_scale": 4.0}
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("qwen")
-    return {case.name: case.make(folder / case.name / "model") for case in (TEXT, EDIT, PLUS)}
+def directories(checkpoints: Checkpoints) -> dict[str, Path]:
+    return {case.name: checkpoints.of(case) for case in (TEXT, EDIT, PLUS)}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import (
 )
 
 from fakes import zoo_qwen
-from fakes.cases import card_of
+from fakes.cases import Checkpoints, card_of
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.card import ModelCard
 from safelight.models.qwen_image import spec
@@ -39,12 +39,14 @@ PIPELINES: dict[tuple[str, Task], str] = {
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def directories(
+    checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("qwen")
-    return {name: make(folder / name) for name, make in MAKE.items()}
+    return {name: checkpoints.copied(make, folder / name) for name, make in MAKE.items()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cards(directories: dict[str, Path]) -> dict[str, ModelCard]:
     return {name: card_of(path) for name, path in directories.items()}
 
@@ -154,7 +156,7 @@ REFUSED: list[tuple[str, Task, Inputs, dict[str, Any], str, list[str]]] = [
         Inputs(),
         {"max_sequence_length": 1025},
         "max_sequence_length",
-        ["is 1025", "1 to 1024"],
+        ["is 1025", "takes at most 1024"],
     ),
     (
         "plain",

@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 from fakes import cases, parity, zoo_sd3
-from fakes.cases import Case
+from fakes.cases import Case, Checkpoints
 from fakes.ranks import RankPool
 from safelight.models.inputs import image
 from safelight.models.sd3.adapter import SD3Family, SD3Session
@@ -30,8 +30,8 @@ FROM_TEXT, FROM_PICTURE, REPAINT = zoo_sd3.CASES
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo_sd3.tiny_sd3(tmp_path_factory.mktemp("sd3") / "model")
+def directory(checkpoints: Checkpoints) -> Path:
+    return checkpoints.made(zoo_sd3.tiny_sd3)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from fakes import zoo_sd3
-from fakes.cases import card_of, picture
+from fakes.cases import Checkpoints, card_of, picture
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.sd3.spec import SD3Card
 from safelight.request import Inputs, Task
@@ -29,8 +29,8 @@ PIPELINES: dict[Task, Any] = {
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo_sd3.tiny_sd3(tmp_path_factory.mktemp("sd3") / "sd3")
+def directory(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.copied(zoo_sd3.tiny_sd3, tmp_path_factory.mktemp("sd3") / "sd3")
 
 
 @pytest.fixture(scope="module")

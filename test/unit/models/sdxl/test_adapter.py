@@ -21,7 +21,7 @@ from diffusers import (
 )
 
 from fakes import cases, parity, zoo_sdxl
-from fakes.cases import Case
+from fakes.cases import Case, Checkpoints
 from fakes.ranks import RankPool
 from safelight.errors import ConfigError
 from safelight.models.sdxl.adapter import SDXLFamily
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo_sdxl.tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "model")
+def directory(checkpoints: Checkpoints) -> Path:
+    return checkpoints.made(zoo_sdxl.tiny_sdxl)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from diffusers import (
 )
 
 from fakes import cases, zoo_sdxl
+from fakes.cases import Checkpoints
 from safelight import config as configuration
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.footprint import footprint
@@ -25,8 +26,8 @@ from safelight.request import Inputs, Picture, Task
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo_sdxl.tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "model")
+def directory(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.copied(zoo_sdxl.tiny_sdxl, tmp_path_factory.mktemp("sdxl") / "model")
 
 
 def changed(directory: Path, component: str, **values: Any) -> Path:

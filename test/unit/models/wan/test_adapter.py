@@ -22,7 +22,7 @@ FRAME_TOLERANCE = {"shapes": 1e-5, "tiny-wan": 2e-4}
 """Of batched frames, in [0, 1]. The random VAE of the tiny model enlarges differences 20-fold."""
 
 
-@pytest.fixture(scope="module", params=["builtin:shapes", "tiny"])
+@pytest.fixture(scope="module", params=["tiny"])
 def loaded(request: pytest.FixtureRequest, tiny_wan_directory: Path) -> tuple[ModelCard, WanFamily]:
     path = str(tiny_wan_directory) if request.param == "tiny" else request.param
     config = configuration.build({"model_path": path, "device": "cpu"})
@@ -94,15 +94,19 @@ def float_frames(family: WanFamily, sessions: list[WanSession]) -> list[np.ndarr
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("loaded", "values"),
     [
-        {},
-        {"num_frames": 1},
-        {"guidance_scale": 1.0},
-        {"width": 96, "height": 48, "num_frames": 5, "negative_prompt": "a red circle"},
-        {"max_sequence_length": 512},
+        ("builtin:shapes", {"num_frames": 5}),
+        ("builtin:shapes", {"num_frames": 1, "guidance_scale": 1.0}),
+        ("tiny", {"guidance_scale": 1.0, "num_frames": 5}),
+        (
+            "tiny",
+            {"width": 96, "height": 48, "num_frames": 5, "negative_prompt": "a red circle"},
+        ),
+        ("tiny", {"max_sequence_length": 512, "num_frames": 1}),
     ],
     ids=["clip", "still", "unguided", "other size, negative prompt", "long text"],
+    indirect=["loaded"],
 )
 def test_one_sample_has_the_bits_of_the_pipeline(
     loaded: tuple[ModelCard, WanFamily], values: dict[str, object]
@@ -124,14 +128,14 @@ def test_prompts_and_seeds_matter(loaded: tuple[ModelCard, WanFamily]) -> None:
     assert not torch.equal(base, run_alone(family, make_spec(card, seed=8)).latents)
 
 
+@pytest.mark.parametrize("loaded", ["builtin:shapes", "tiny"], indirect=True)
 @torch.inference_mode()
 def test_samples_at_different_steps_counts_and_scales_in_one_forward(
     loaded: tuple[ModelCard, WanFamily],
 ) -> None:
-    """Eight samples, 4 to 20 steps, one unguided, each entering one step after the last."""
+    """Four samples, 3 to 8 steps, one unguided, each entering one step after the last."""
     card, family = loaded
-    scales = [3.0, 1.0, 5.0, 2.0, 3.0, 3.0, 4.0, 3.0]
-    steps = [4, 6, 8, 10, 12, 14, 17, 20]
+    scales, steps = [3.0, 1.0, 5.0, 2.0], [3, 4, 6, 8]
     specs = [
         make_spec(
             card,
@@ -160,27 +164,10 @@ def test_samples_at_different_steps_counts_and_scales_in_one_forward(
         assert np.abs(batched[name] - expected).max() <= FRAME_TOLERANCE[card.name]
 
 
-@torch.inference_mode()
-def test_interleaved_sessions_do_not_touch_each_other(
-    loaded: tuple[ModelCard, WanFamily],
-) -> None:
-    """Preemption: two samples take turns and both keep their bits."""
-    card, family = loaded
-    specs = [make_spec(card, f"s.{i}", seed=i, num_inference_steps=5 + i) for i in range(2)]
-    alone = [run_alone(family, spec).latents for spec in specs]
-    first, second = (begin(family, spec) for spec in specs)
-    for session in (first, first, second, second, second, first, second, first, first):
-        family.step([session])
-    family.step([second])
-    family.step([second])
-    assert torch.equal(first.latents, alone[0])
-    assert torch.equal(second.latents, alone[1])
-
-
 def test_prompt_embeddings_are_computed_once(loaded: tuple[ModelCard, WanFamily]) -> None:
     card, family = loaded
     spec = make_spec(card, prompt="a prompt nobody else uses")
-    run_alone(family, spec)
+    begin(family, spec)
     misses = family._prompts.misses
-    run_alone(family, msgspec.structs.replace(spec, id="b.0"))
+    begin(family, msgspec.structs.replace(spec, id="b.0"))
     assert family._prompts.misses == misses

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes import zoo, zoo_wan
-from fakes.cases import card_of
+from fakes.cases import Checkpoints, card_of
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.card import ModelCard
 from safelight.request import Inputs, Picture, Task
@@ -28,12 +28,17 @@ PICTURED: Task = "image-to-video"
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def directories(
+    checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("wan")
-    return {name: make(folder / name.replace(" ", "-")) for name, make in MAKE.items()}
+    return {
+        name: checkpoints.copied(make, folder / name.replace(" ", "-"))
+        for name, make in MAKE.items()
+    }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cards(directories: dict[str, Path]) -> dict[str, ModelCard]:
     return {name: card_of(path) for name, path in directories.items()}
 

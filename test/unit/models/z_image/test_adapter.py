@@ -14,6 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline, ZImagePipeline
 
 from fakes import cases, parity, zoo_z_image
+from fakes.cases import Checkpoints
 from fakes.ranks import RankPool
 from safelight.models.inputs import image
 from safelight.models.z_image.adapter import ZImageFamily, ZImageSession
@@ -26,8 +27,8 @@ SIZES = ((64, 96), (96, 64), (80, 80))
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo_z_image.tiny_z_image(tmp_path_factory.mktemp("z_image") / "model")
+def directory(checkpoints: Checkpoints) -> Path:
+    return checkpoints.made(zoo_z_image.tiny_z_image)
 
 
 @pytest.fixture(scope="module")

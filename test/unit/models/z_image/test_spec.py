@@ -11,15 +11,15 @@ import pytest
 from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 
 from fakes import zoo_z_image
-from fakes.cases import card_of, picture
+from fakes.cases import Checkpoints, card_of, picture
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.z_image.spec import ZImageCard
 from safelight.request import Inputs
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo_z_image.tiny_z_image(tmp_path_factory.mktemp("z_image") / "base")
+def directory(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.copied(zoo_z_image.tiny_z_image, tmp_path_factory.mktemp("z_image") / "base")
 
 
 @pytest.fixture(scope="module")
