@@ -15,6 +15,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.hooks import apply_group_offloading
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from safetensors import SafetensorError
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -148,9 +149,17 @@ class _Loader:
 
 
 def _class(library: str, kind: str) -> Any:
-    """The class of a component, as a pipeline finds it."""
+    """The class of a component, as a pipeline finds it: nothing is imported because a model names
+    it, which would run its code, but the libraries that components are read from."""
     modules = diffusers.pipelines
-    module = getattr(modules, library) if hasattr(modules, library) else import_module(library)
+    if library in LOADABLE_CLASSES:
+        module = import_module(library)
+    elif (module := getattr(modules, library, None)) is None:
+        raise ConfigError(
+            f"model_index.json names {library}.{kind}, and components are read from "
+            f"{', '.join(LOADABLE_CLASSES)} and diffusers' own pipelines only.",
+            param="model_path",
+        )
     found = getattr(module, kind, None)
     if found is None:
         raise ConfigError(f"{library} has no class {kind}, which model_index.json names.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from safelight import log
 from safelight.errors import InvalidRequest
 from safelight.models.card import ModelCard
 from safelight.request import TASKS, Delivery, Inputs, Picture, SampleSpec, Sampling, Task

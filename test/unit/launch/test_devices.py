@@ -8,7 +8,8 @@ import pytest
 
 from safelight import config as configuration
 from safelight.errors import ConfigError
-from safelight.launch.devices import count_gpus, visible_devices
+from safelight.launch import devices
+from safelight.launch.devices import count_gpus, share_out, visible_devices
 from safelight.parallel.layout import complete
 
 
@@ -86,3 +87,34 @@ def test_gpus_are_counted_by_their_device_nodes(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "nvidia-modeset", "null"):
         (tmp_path / name).touch()
     assert count_gpus(tmp_path) == 2
+
+
+def shares(gpus: int, monkeypatch: pytest.MonkeyPatch, *models: dict[str, object]) -> list[object]:
+    """What each of several models sees, on a host with so many GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "count_gpus", lambda: gpus)
+    named = [{"name": f"m{place}", **model} for place, model in enumerate(models)]
+    config = configuration.build({"models": named})
+    layouts = {entry.name: complete(entry.parallel) for entry in config.entries}
+    return list(share_out(config, layouts).values())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "models", "expected"),
+    [
+        (2, [{}, {}], [["0"], ["1"]]),
+        (4, [{"num_gpus": 2}, {}], [["0,1"], ["2"]]),
+        (1, [{}, {}], [[None], [None]]),  # they take turns, or share it
+        (4, [{"gpu_ids": "0,1"}, {}, {}], [["0,1"], ["2"], ["3"]]),
+        (4, [{"gpu_ids": "0"}, {}], [["0"], ["1"]]),
+        (2, [{"gpu_ids": "0"}, {}, {}], [["0"], [None], [None]]),
+        (2, [{"device": "cpu", "dp_size": 2}, {}, {}], [[None, None], ["0"], ["1"]]),
+    ],
+)
+def test_several_models_get_gpus_of_their_own_where_there_are_enough(
+    gpus: int,
+    models: list[dict[str, object]],
+    expected: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert shares(gpus, monkeypatch, *models) == expected

@@ -74,3 +74,13 @@ def test_progress_adds_up_all_files() -> None:
     bar(unit="B", desc="Downloading bytes").update(7)
     bar(total=3).update(1)
     assert told == [(2, 10), (6, 10), (9, 10), (6, 10), (10, 10)]
+
+
+@pytest.mark.parametrize("etag", ["../../../.bashrc", "/etc/passwd", "", "a" * 10])
+def test_what_the_hub_calls_a_content_cannot_be_a_path(etag: str) -> None:
+    from huggingface_hub.hf_api import RepoFile
+
+    lfs = {"size": 1, "oid": etag, "pointerSize": 1}
+    file = RepoFile(path="vae/a.safetensors", size=1, oid="0" * 40, lfs=lfs)
+    with pytest.raises(OSError, match=r"vae/a\.safetensors"):
+        hub._etag(file)

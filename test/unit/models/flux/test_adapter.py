@@ -240,12 +240,10 @@ def test_guided_and_unguided_samples_share_one_forward(
 @pytest.mark.parametrize(
     "layout",
     [
-        {"ulysses_degree": 2},
         {"ring_degree": 2},
-        {"tp_size": 2, "sp_degree": 1},
         {"ulysses_degree": 2, "tp_size": 2, "vae_parallel": "on"},
     ],
-    ids=["ulysses", "ring", "tp", "all"],
+    ids=["ring", "all"],
 )
 def test_two_ranks_make_what_one_makes(
     directories: dict[str, Path], two_ranks: RankPool, layout: dict[str, object]

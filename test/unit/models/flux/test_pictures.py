@@ -85,7 +85,8 @@ def test_the_picture_matters_and_is_encoded_once(
     assert family._pictures.cache.misses == misses
     other = with_image(spec, 255 - pixels_of(spec), tmp_path)
     assert (made(family, other) - latents).abs().max() > 1e-2
-    assert family._pictures.cache.misses == misses + 1
+    # Fill encodes what it keeps of the picture as well.
+    assert family._pictures.cache.misses == misses + (2 if case is FILL else 1)
 
 
 @pytest.mark.parametrize(
@@ -179,11 +180,9 @@ def test_kontext_sees_tokens_behind_those_of_the_image(
     ("case", "layout"),
     [
         (DEV, {"ulysses_degree": 2, "vae_parallel": "on"}),
-        (PAINT, {"cfg_parallel_size": 2}),
         (FILL, {"ring_degree": 2, "vae_parallel": "on"}),
-        (KONTEXT, {"ring_degree": 2}),
     ],
-    ids=["vae", "cfg", "fill", "ring"],
+    ids=["dev", "fill"],
 )
 def test_two_ranks_make_what_one_makes(
     case: Case,

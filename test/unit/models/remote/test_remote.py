@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
+import time
+import zlib
+from collections.abc import Iterator
 from email import message_from_bytes
 from pathlib import Path
 
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from safelight import config as configuration
 from safelight.errors import ConfigError, GenerationFailed, InvalidRequest
 from safelight.models.registry import load_capabilities, load_card, load_family
 from safelight.models.remote.adapter import RemoteFamily
-from safelight.models.remote.client import Client
+from safelight.models.remote.client import Client, _limited
 from safelight.models.remote.spec import upstream as parsed
 from safelight.parallel.mesh import Mesh
 from safelight.request import Inputs, SampleSpec
@@ -200,3 +205,42 @@ def test_the_card_says_what_only_the_upstream_knows() -> None:
 def test_a_warm_up_asks_nobody() -> None:
     card = load_card(configuration.build({"model_path": "remote:openai/gpt-image-1"}))
     assert warm_up(None, card, Mesh.single(cases.CPU)) == ()  # type: ignore[arg-type]
+
+
+def header_only(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and no more."""
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+    return b"\x89PNG\r\n\x1a\n" + chunk
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (9000, 9000), (8, 8)])
+def test_a_bomb_is_an_answer_that_cannot_be_used(size: tuple[int, int]) -> None:
+    """It fails its sample; what is no `GenerationFailed` would end the rank."""
+    with (
+        upstream((200, openai_answer(header_only(*size)))) as fake,
+        pytest.raises(GenerationFailed, match="cannot be used"),
+    ):
+        client(fake).picture(sample())
+
+
+def test_an_answer_that_is_not_encoded_as_it_says_is_a_failure() -> None:
+    with upstream((200, b"no gzip at all")) as fake:
+        fake.headers = {"content-encoding": "gzip"}
+        with pytest.raises(GenerationFailed, match="cannot be reached"):
+            client(fake).picture(sample())
+
+
+def test_an_answer_that_drips_is_given_up() -> None:
+    """Every byte would begin a new timeout, and the watchdog would end the rank."""
+
+    class Dripping:
+        def iter_bytes(self) -> Iterator[bytes]:
+            for _ in range(1000):
+                time.sleep(0.01)
+                yield b" "
+
+    begun = time.monotonic()
+    with pytest.raises(httpx2.ReadTimeout):
+        _limited(Dripping(), begun + 0.1)  # type: ignore[arg-type]
+    assert time.monotonic() - begun < 5
