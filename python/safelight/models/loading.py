@@ -156,8 +156,8 @@ def _class(library: str, kind: str) -> Any:
         module = import_module(library)
     elif (module := getattr(modules, library, None)) is None:
         raise ConfigError(
-            f"model_index.json names {library}.{kind}, and components are read from "
-            f"{', '.join(LOADABLE_CLASSES)} and diffusers' own pipelines only.",
+            f"model_index.json names {library}.{kind}, and components are read from diffusers and "
+            "transformers only.",
             param="model_path",
         )
     found = getattr(module, kind, None)

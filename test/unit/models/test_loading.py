@@ -279,3 +279,17 @@ def test_a_class_whose_files_diffusers_does_not_read(tmp_path: Path) -> None:
         quantized.single_file(
             AutoencoderTiny, tmp_path / "a.safetensors", tmp_path, "transformer", torch.float32
         )
+
+
+def test_no_module_that_a_model_names_is_imported(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing runs code; diffusers does not do it either."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "bystander.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    index = json.loads((model / "model_index.json").read_text())
+    index["vae"] = ["bystander", "AutoencoderKLWan"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"bystander\.AutoencoderKLWan"):
+        load(model)

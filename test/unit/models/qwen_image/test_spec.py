@@ -220,8 +220,8 @@ def test_ring_attention_is_refused(directories: dict[str, Path]) -> None:
         card_of(directories["plain"], ring_degree=2)
 
 
-def test_a_fixed_shift_can_be_changed(tmp_path: Path) -> None:
-    directory = zoo_qwen.tiny_qwen(tmp_path / "model")
+def test_a_fixed_shift_can_be_changed(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    directory = checkpoints.copied(zoo_qwen.tiny_qwen, tmp_path / "model")
     _set(directory / "scheduler" / "scheduler_config.json", use_dynamic_shifting=False)
     assert card_of(directory).resolve({"flow_shift": 3.0}).flow_shift == 3.0
 
@@ -235,18 +235,18 @@ def test_a_fixed_shift_can_be_changed(tmp_path: Path) -> None:
     ],
 )
 def test_transformers_that_cannot_be_run_are_refused(
-    tmp_path: Path, values: dict[str, bool], words: str
+    checkpoints: Checkpoints, tmp_path: Path, values: dict[str, bool], words: str
 ) -> None:
-    directory = zoo_qwen.tiny_qwen(tmp_path / "model")
+    directory = checkpoints.copied(zoo_qwen.tiny_qwen, tmp_path / "model")
     _set(directory / "transformer" / "config.json", **values)
     with pytest.raises(ConfigError, match=words):
         card_of(directory)
 
 
 def test_the_processor_of_pictures_needs_torchvision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = zoo_qwen.tiny_edit(tmp_path / "model")
+    directory = checkpoints.copied(zoo_qwen.tiny_edit, tmp_path / "model")
     _set(directory / "model_index.json", processor=["transformers", "Qwen2VLProcessor"])
     monkeypatch.setattr(spec.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs torchvision"):
@@ -256,8 +256,10 @@ def test_the_processor_of_pictures_needs_torchvision(
 
 
 @pytest.mark.parametrize("name", ["QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"])
-def test_a_sibling_of_the_same_components_does_all_tasks(tmp_path: Path, name: str) -> None:
-    directory = zoo_qwen.tiny_qwen(tmp_path / "model")
+def test_a_sibling_of_the_same_components_does_all_tasks(
+    checkpoints: Checkpoints, tmp_path: Path, name: str
+) -> None:
+    directory = checkpoints.copied(zoo_qwen.tiny_qwen, tmp_path / "model")
     _set(directory / "model_index.json", _class_name=name)
     assert card_of(directory).tasks == ("text-to-image", "image-to-image", "inpainting")
 

@@ -249,9 +249,11 @@ def test_the_picture_matters(directory: Path, family: SDXLFamily, case: Case) ->
         assert not np.array_equal(frame(family, other), base)
 
 
-def test_a_unet_that_sees_the_mask_looks_at_the_picture_around_it(tmp_path: Path) -> None:
+def test_a_unet_that_sees_the_mask_looks_at_the_picture_around_it(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
     """Also where it begins with pure noise, for which the picture itself is not encoded."""
-    path = zoo_sdxl.tiny_inpainter(tmp_path / "model")
+    path = checkpoints.copied(zoo_sdxl.tiny_inpainter, tmp_path / "model")
     family = load(path)
     spec = cases.sample(REPAINT_SEEING, path, strength=1.0, guidance_scale=1.0)
     assert_same_bits(path, family, spec)

@@ -115,12 +115,14 @@ def test_the_card_refuses_what_the_pipelines_cannot_make(
         assert word in str(refused.value)
 
 
-def test_tasks_are_those_of_the_unet(tmp_path: Path, directory: Path) -> None:
+def test_tasks_are_those_of_the_unet(
+    checkpoints: Checkpoints, tmp_path: Path, directory: Path
+) -> None:
     all_tasks = ("text-to-image", "image-to-image", "inpainting")
     assert cases.card_of(directory).tasks == all_tasks
     refiner = zoo_sdxl.tiny_sdxl(tmp_path / "refiner", refiner=True)
     assert cases.card_of(refiner).tasks == all_tasks[1:]
-    inpainter = zoo_sdxl.tiny_inpainter(tmp_path / "inpainter")
+    inpainter = checkpoints.copied(zoo_sdxl.tiny_inpainter, tmp_path / "inpainter")
     assert cases.card_of(inpainter).tasks == all_tasks[2:]
 
 
@@ -157,9 +159,9 @@ def test_embedded_guidance_has_no_other_half(tmp_path: Path) -> None:
     ],
 )
 def test_other_models_are_refused(
-    tmp_path: Path, component: str, values: dict[str, Any], words: str
+    checkpoints: Checkpoints, tmp_path: Path, component: str, values: dict[str, Any], words: str
 ) -> None:
-    path = changed(zoo_sdxl.tiny_sdxl(tmp_path / "model"), component, **values)
+    path = changed(checkpoints.copied(zoo_sdxl.tiny_sdxl, tmp_path / "model"), component, **values)
     with pytest.raises(ConfigError, match=words):
         cases.card_of(path)
 

@@ -41,17 +41,17 @@ def test_the_defaults_are_the_pipelines(card: ZImageCard) -> None:
     assert card.task_defaults["image-to-image"]["strength"] == changed["strength"].default
 
 
-def test_the_real_model(directory: Path, tmp_path: Path) -> None:
+def test_the_real_model(directory: Path, checkpoints: Checkpoints, tmp_path: Path) -> None:
     """With the base model's numbers, a size of a megapixel and the pipeline's length of text."""
-    own = zoo_z_image.tiny_z_image(tmp_path / "real")
+    own = checkpoints.copied(zoo_z_image.tiny_z_image, tmp_path / "real")
     rewrite(own / "transformer" / "config.json", axes_lens=[1536, 512, 512])
     default = card_of(own).resolve({})
     assert (default.width, default.height, default.max_sequence_length) == (1024, 1024, 512)
     assert card_of(own).tokens(default) == 64 * 64
 
 
-def test_turbo_is_known_by_its_sampler(tmp_path: Path) -> None:
-    own = zoo_z_image.tiny_turbo(tmp_path / "turbo")
+def test_turbo_is_known_by_its_sampler(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    own = checkpoints.copied(zoo_z_image.tiny_turbo, tmp_path / "turbo")
     default = card_of(own).resolve({"max_sequence_length": 32})
     assert (default.num_inference_steps, default.guidance_scale) == (8, 0.0)
     (own / "safelight.json").write_text('{"defaults": {"num_inference_steps": 9}}')
@@ -114,8 +114,8 @@ def test_one_picture_and_no_mask(card: ZImageCard, tmp_path: Path) -> None:
         card.resolve({}, inputs=Inputs(images=(one,), mask=one))
 
 
-def test_other_tokens_are_refused(tmp_path: Path) -> None:
-    own = zoo_z_image.tiny_z_image(tmp_path / "other")
+def test_other_tokens_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    own = checkpoints.copied(zoo_z_image.tiny_z_image, tmp_path / "other")
     rewrite(own / "transformer" / "config.json", all_patch_size=[4])
     with pytest.raises(ConfigError, match="no tokens of 2x2 latents"):
         card_of(own)
