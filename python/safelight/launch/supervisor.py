@@ -191,7 +191,7 @@ class Supervisor:
 
     def _react(self, message: ToSupervisor) -> None:
         if isinstance(message, LoadModel):
-            self._load(message.model)
+            (self._load if message.wanted else self._tell_all)(message.model)
             return
         if isinstance(message, UnloadModel):
             self._unload(message.model)
@@ -308,6 +308,14 @@ class Supervisor:
                 self._restarts.pop(program.name, None)
                 self._spawn(program)
         self._tell_if_loaded(model)
+
+    def _tell_all(self, model: str) -> None:
+        """Tell a manager that knows nothing whether `model` is there, and before, which others are:
+        it must not load it beside them."""
+        for one in self._programs.models:
+            self._tell_if_loaded(one)
+        if self._started:
+            self._tell_if_unloaded(model)
 
     def _tell_if_loaded(self, model: str) -> None:
         mine = self._programs.models.get(model, ())

@@ -192,12 +192,14 @@ class RequestManager:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker group serves."""
-        return any(group.ready for group in self._groups.values())
+        """Whether a worker group serves, or will as soon as somebody asks: no model is loaded."""
+        return any(group.ready for group in self._groups.values()) or self.models.idle
 
     @property
     def readiness(self) -> str:
         """Why `ready`, or why not, for people."""
+        if self.models.idle:
+            return "no model is loaded; the next request loads one"
         if not self._groups:
             return "no worker group has reported yet"
         states = {True: "serving", False: "not serving"}

@@ -50,11 +50,17 @@ class Models:
         """Where a model stands."""
         return self._model(name).standing
 
+    @property
+    def idle(self) -> bool:
+        """Whether none is loaded, or should be."""
+        return all(m.standing is Standing.UNLOADED for m in self._residency.models.values())
+
     async def start(self) -> None:
-        """Ask for those that are loaded from the start; they may be there already."""
+        """Ask for those that are loaded from the start; they may be there already. If this is not
+        the first manager, they may have made room for others."""
         for name in self._config.at_start:
             self._model(name).standing = Standing.LOADING
-            await self._send(LoadModel(model=name))
+            await self._send(LoadModel(model=name, wanted=False))
 
     async def repeat(self) -> None:
         """The scheduler has forgotten what it was told."""

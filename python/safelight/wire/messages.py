@@ -344,6 +344,9 @@ class LoadModel(Message, frozen=True):
     """Start the worker groups of a model; it is said with `ModelState` what became of it."""
 
     model: str
+    wanted: bool = True
+    """False: by a manager that has just been started, and takes it to be there since the server's
+    start. It is only told whether it is."""
 
 
 class UnloadModel(Message, frozen=True):

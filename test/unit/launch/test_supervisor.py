@@ -136,3 +136,20 @@ def test_what_is_asked_for_while_the_others_start_is_loaded_after_them(host: Hos
     host.supervisor._programs = Programs((), host.supervisor._programs.models)
     host.supervisor.start()
     assert set(host.processes) == {"workers-2"}
+
+
+def test_a_new_manager_is_told_what_has_become_of_the_models_of_the_start(host: Host) -> None:
+    """`a` has made room for `b`; loading it again would be one too many."""
+    host.ask(m.LoadModel(model="b"))
+    host.ready("workers-2")
+    host.said.clear()
+    host.ask(m.LoadModel(model="a", wanted=False))
+    assert host.said == [("b", "loaded"), ("a", "unloaded")]
+    assert set(host.processes) == {"workers-2"}
+
+
+def test_models_of_the_start_are_not_said_to_be_gone_before_they_came(host: Host) -> None:
+    host.supervisor._started = False
+    host.ask(m.LoadModel(model="a", wanted=False))
+    assert host.said == []
+    assert host.supervisor._asked == set()

@@ -28,7 +28,7 @@ class DotsCard(ModelCard, frozen=True, kw_only=True):
 
     def check(self, sampling: Sampling, task: Task, inputs: Inputs = NOTHING) -> None:
         super().check(sampling, task, inputs)
-        strength.check(sampling, task)
+        strength.check(self.name, sampling, task)
 
 
 def card(directory: Path, name: str) -> DotsCard:
