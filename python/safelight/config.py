@@ -114,6 +114,15 @@ class ParallelConfig(_Section, frozen=True):
             "degrees multiply to, or --gpu-ids names."
         ),
     ] = None
+    gpus_per_rank: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="CUDA devices that one rank sees, for models that place their parts by "
+            "themselves (device_map).",
+        ),
+    ] = 1
     gpu_ids: Annotated[
         str | None,
         Meta(description="CUDA devices to use, as 0,2,3; by default CUDA_VISIBLE_DEVICES, or all."),

@@ -1,4 +1,4 @@
-"""The engine: all processes of one model, as a Python object.
+"""The engine: all processes behind one or several models, as a Python object.
 
 ::
 
@@ -94,7 +94,7 @@ class Job:
 
 
 class Engine:
-    """The processes that serve one model. A context manager; `start` and `close` also stand alone.
+    """The processes that serve. A context manager; `start` and `close` also stand alone.
 
     Args:
         config: what to run; the built-in model by default.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from safelight.config import EngineConfig
+from safelight.config import EngineConfig, ParallelConfig
 from safelight.errors import ConfigError
 from safelight.parallel.layout import Layout
 
@@ -29,7 +29,7 @@ def share_out(config: EngineConfig, layouts: Mapping[str, Layout]) -> dict[str, 
         for entry in config.entries
         if entry.parallel.gpu_ids is None and entry.model.device != "cpu"
     ]
-    needed = sum(layouts[entry.name].num_gpus for entry in free)
+    needed = sum(_devices(entry.parallel, layouts[entry.name]) for entry in free)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = count_gpus()
     known = gpus if visible is None else len(list(_seen(visible, gpus)))
@@ -43,9 +43,14 @@ def share_out(config: EngineConfig, layouts: Mapping[str, Layout]) -> dict[str, 
             ids = ",".join(spare[place:][: layout.num_gpus])
             parallel = msgspec.structs.replace(one.parallel, gpu_ids=ids)
             one = msgspec.structs.replace(one, parallel=parallel)
-            place += layout.num_gpus
+            place += count
         shares[entry.name] = visible_devices(one, layout)
     return shares
+
+
+def _devices(parallel: ParallelConfig, layout: Layout) -> int:
+    """CUDA devices of all ranks of a model."""
+    return layout.num_gpus * parallel.gpus_per_rank
 
 
 def visible_devices(
@@ -75,14 +80,16 @@ def visible_devices(
         devices, source = [str(index) for index in range(gpus)], "this host has"
     if not devices and (device == "auto" or seen is None):
         return [None] * layout.dp  # auto runs on the CPU; for cuda the ranks say what is missing
-    if len(devices) < layout.num_gpus:
+    needed = _devices(config.parallel, layout)
+    if len(devices) < needed:
+        each = "as many" if needed == layout.num_gpus else f"{needed}"
         raise _refusal(
-            f"{layout.num_gpus} ranks need as many GPUs, {source} {len(devices)}: "
+            f"{layout.num_gpus} ranks need {each} GPUs, {source} {len(devices)}: "
             f"{', '.join(devices) or 'none'}. Lower --num-gpus, or use --device cpu."
         )
     if gpu_ids is None and seen is None and layout.dp == 1:
         return [None]
-    size = layout.group_size
+    size = layout.group_size * config.parallel.gpus_per_rank
     return [",".join(devices[group * size :][:size]) for group in range(layout.dp)]
 
 

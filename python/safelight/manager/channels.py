@@ -1,4 +1,4 @@
-"""The manager's two sockets: the scheduler it talks to, the output manager it listens to."""
+"""The manager's sockets: to the scheduler, to the supervisor, and from the output manager."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _implied(given: ParallelConfig, cfg: int, sp: int | None) -> int:
     """Devices that the degrees multiply to; without degrees, as many as `--gpu-ids` names."""
     degrees = (given.dp_size, given.cfg_parallel_size, sp, given.ulysses_degree, given.ring_degree)
     if given.gpu_ids and cfg == given.tp_size == 1 and set(degrees) == {None}:
-        return len(given.gpu_ids.split(","))
+        return max(1, len(given.gpu_ids.split(",")) // given.gpus_per_rank)
     known = sp or given.ulysses_degree or given.ring_degree or 1
     return (given.dp_size or 1) * _least_ranks(given, cfg, known)
 

@@ -1,4 +1,5 @@
-"""Finished files: `<root>/<job id>/<index>.<extension>`, and nothing outside the root."""
+"""Finished files, `<root>/<job id>/<index>.<extension>`, beside them the input pictures of jobs that
+are not finished, and nothing outside the root."""
 
 from __future__ import annotations
 

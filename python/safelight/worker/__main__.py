@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = child.config.of(os.environ["SAFELIGHT_MODEL"])
     try:
-        device = device_of(config.model, int(os.environ["LOCAL_RANK"]))
+        device = device_of(config.model, _first_device(config.parallel))
         mesh = _mesh(child, config.parallel, device, world_size)
         child.starting("loading the model")
         begun = time.monotonic()
@@ -59,6 +59,11 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _first_device(parallel: ParallelConfig) -> int:
+    """Number of this rank's first device among those its group sees."""
+    return int(os.environ["LOCAL_RANK"]) * parallel.gpus_per_rank
 
 
 def _component(child: Child, name: str, place: int, count: int, size: int) -> None:
