@@ -40,7 +40,8 @@ def share_out(config: EngineConfig, layouts: Mapping[str, Layout]) -> dict[str, 
     for entry in config.entries:
         layout, one = layouts[entry.name], config.of(entry.name)
         if apart and entry in free:
-            ids = ",".join(spare[place:][: layout.num_gpus])
+            count = _devices(entry.parallel, layout)
+            ids = ",".join(spare[place:][:count])
             parallel = msgspec.structs.replace(one.parallel, gpu_ids=ids)
             one = msgspec.structs.replace(one, parallel=parallel)
             place += count
