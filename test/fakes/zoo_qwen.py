@@ -218,9 +218,9 @@ def _smaller(monkeypatch: Any, times: int) -> None:
         pipeline_qwenimage_edit_inpaint,
         pipeline_qwenimage_edit_plus,
     )
-    original = pipeline_qwenimage_edit.calculate_dimensions
     for module in modules:
-        smaller = lambda area, ratio: original(area // times, ratio)  # noqa: E731
+        original = module.calculate_dimensions  # not all of them give as many numbers
+        smaller = lambda area, ratio, size=original: size(area // times, ratio)  # noqa: E731
         monkeypatch.setattr(module, "calculate_dimensions", smaller)
     for name in ("AREA", "CONDITION_AREA"):
         monkeypatch.setattr(qwen, name, getattr(qwen, name) // times)

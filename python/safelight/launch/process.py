@@ -52,6 +52,8 @@ class Process:
         self.ready = False
         self.retired: float | None = None
         """When it must be gone (monotonic seconds), if it is to end and not to start again."""
+        self.killed = False
+        """Whether it was sent SIGKILL; with much memory to give back it may take a while to end."""
         self._words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
         self._partial = ""
         self._kept: list[str] = []
@@ -88,6 +90,7 @@ class Process:
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal its whole process group."""
+        self.killed = self.killed or number is signal.SIGKILL
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:

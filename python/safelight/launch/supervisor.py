@@ -282,6 +282,8 @@ class Supervisor:
         return min(filter(None, map(self._deadline_of, self._processes.values())), default=None)
 
     def _deadline_of(self, process: Process) -> float | None:
+        if process.killed:
+            return None  # nothing more can be done
         if process.retired is not None:
             return process.retired
         patience = self.config.runtime.startup_timeout

@@ -151,10 +151,10 @@ class _Loader:
 def _class(library: str, kind: str) -> Any:
     """The class of a component, as a pipeline finds it: nothing is imported because a model names
     it, which would run its code, but the libraries that components are read from."""
-    modules = diffusers.pipelines
+    module: Any = getattr(diffusers.pipelines, library, None)
     if library in LOADABLE_CLASSES:
         module = import_module(library)
-    elif (module := getattr(modules, library, None)) is None:
+    if module is None:
         raise ConfigError(
             f"model_index.json names {library}.{kind}, and components are read from diffusers and "
             "transformers only.",

@@ -58,8 +58,8 @@ class Lane:
             self.unfinished -= 1
 
     def drain(self) -> None:
-        """It is to be unloaded. What has waited for it since the last time was accepted before this,
-        and is done first, even if the ranks are not there yet."""
+        """It is to be unloaded. What has waited since the last time was accepted before this, so it
+        is done first, even if the ranks are not there yet."""
         self.resume()
         self.draining = True
 

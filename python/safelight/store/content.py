@@ -1,5 +1,5 @@
-"""Finished files, `<root>/<job id>/<index>.<extension>`, beside them the input pictures of jobs that
-are not finished, and nothing outside the root."""
+"""Finished files, `<root>/<job id>/<index>.<extension>`, beside them the input pictures of
+unfinished jobs, and nothing outside the root."""
 
 from __future__ import annotations
 

@@ -39,10 +39,12 @@ class Stub:
         self.program, self.name = program, program.name
         self.ready = False
         self.retired: float | None = None
+        self.killed = False
         self.last_words = "out of luck"
 
     def kill(self) -> None:
         """Ends later."""
+        self.killed = True
 
     def read(self) -> list[str]:
         return []
@@ -108,6 +110,7 @@ def test_a_model_may_be_asked_for_again_while_its_failure_is_cleared_away(host: 
     host.end("workers-1")
     assert host.said == [("a", "failed")]
     assert host.lost == ["workers-1"]  # the scheduler may have heard of it
+    assert host.supervisor._next_deadline() is None  # else it would be killed again and again
     host.ask(m.LoadModel(model="a"))  # the other group has not ended yet
     host.end("workers-0")
     assert set(host.processes) == {"workers-0", "workers-1"}
