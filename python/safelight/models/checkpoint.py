@@ -32,6 +32,8 @@ _BITS = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
 _AGAIN = "Fetch it again"
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+"""Of a component, a module or a class."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -84,8 +86,9 @@ def verify(
 def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(name, library, class) of the components a `model_index.json` names."""
     for name, entry in index.items():
-        if not name.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry[0]:
-            yield name, str(entry[0]), str(entry[1])
+        pair = isinstance(entry, list) and len(entry) == 2
+        if not name.startswith("_") and pair and entry[0] and isinstance(entry[0], str):
+            yield name, entry[0], str(entry[1])
 
 
 def has_weights(name: str, kind: str) -> bool:
@@ -124,6 +127,24 @@ def _check_pipeline(directory: Path, index: Mapping[str, Any]) -> None:
         raise broken(path, what, "Take a checkpoint of one of diffusers' pipelines")
     if not isinstance(name, str):
         raise broken(path, "names no pipeline class (_class_name)", _AGAIN)
+    for key, entry in index.items():
+        if not key.startswith("_") and not _harmless(key, entry):
+            what = f"has an entry that no pipeline writes: {key!r:.40}: {entry!r:.60}"
+            raise broken(path, what, "Take the model from where it comes from")
+
+
+def _harmless(name: str, entry: Any) -> bool:
+    """Whether an entry of `model_index.json` is what `save_pretrained` writes: library and class of
+    a component under a plain name, or a setting that nobody takes for a component."""
+    if isinstance(entry, list) and len(entry) == 2 and not all(isinstance(x, int) for x in entry):
+        named = entry == [None, None] or all(isinstance(part, str) for part in entry)
+        return (
+            named
+            and _NAME.fullmatch(name) is not None
+            and (entry[0] is None or all(_NAME.fullmatch(part) for part in entry))
+        )
+    # What unpacks into two parts is taken for a component.
+    return not (isinstance(entry, str | dict) and len(entry) == 2)
 
 
 def _check_settings(folder: Path, name: str, kind: str) -> None:
@@ -218,6 +239,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise broken(index, "has no weight_map", _AGAIN)
+            for file in shards.values():
+                if Path(str(file)).name != file or not str(file).endswith(".safetensors"):
+                    what = f"names {file!r:.60}, which is not a safetensors file beside it"
+                    raise broken(index, what, "Take the model from where it comes from")
             return {str(name): str(file) for name, file in shards.items()}
     return {}
 

@@ -212,3 +212,39 @@ def test_gguf_files_are_checked(model: Path, tmp_path: Path) -> None:
     file.write_bytes(b"GGML" + whole[4:])
     assert f"{file} is not a GGUF file" in refusal(model, {"transformer": file})
     assert "cannot be read" in refusal(model, {"transformer": tmp_path / "none.gguf"})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"scheduler": "ab"},
+        {"scheduler": {"diffusers": 1, "UniPCMultistepScheduler": 2}},
+        {"../scheduler": ["diffusers", "UniPCMultistepScheduler"]},
+        {"scheduler": ["", "UniPCMultistepScheduler"]},
+        {"scheduler": ["..", "UniPCMultistepScheduler"]},
+        {"scheduler": ["diffusers", "a/b"]},
+        {"scheduler": ["diffusers", None]},
+    ],
+)
+def test_entries_that_no_pipeline_writes_are_refused(model: Path, entry: dict[str, object]) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | entry))
+    message = refusal(model)
+    assert "model_index.json" in message
+    assert "no pipeline writes" in message
+
+
+def test_settings_of_a_pipeline_are_no_components(model: Path) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    settings = {"layers": [1, 2], "safe": False, "ratio": None, "name": "abc", "none": [None, None]}
+    (model / "model_index.json").write_text(json.dumps(index | settings))
+    checkpoint.verify(model)
+
+
+@pytest.mark.parametrize("shard", ["evil.bin", "../../other.safetensors", "/etc/x.safetensors"])
+def test_shards_lie_beside_their_index(model: Path, shard: str) -> None:
+    folder = model / "transformer"
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert "not a safetensors file beside it" in refusal(model)
