@@ -27,6 +27,7 @@ def ranks(two_ranks: RankPool, request: pytest.FixtureRequest) -> Iterator[RankP
         two_ranks.close()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_row_of_the_table(case: Case, ranks: RankPool, checkpoints: Checkpoints) -> None:
     row = pipelines.measure(case, checkpoints.of(case), ranks)
