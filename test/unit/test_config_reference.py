@@ -16,5 +16,6 @@ def test_the_page_is_current() -> None:
 def test_every_setting_is_on_it() -> None:
     page = config_reference.document()
     for field in (*engine_fields().values(), *declared(Sampling)):
-        assert f"| `{field.flag}` |" in page
+        name = f"{field.name}:` in a file" if field.file_only else f"{field.flag}`"
+        assert f"| `{name} |" in page
         assert field.help, f"{field.name} has no description"

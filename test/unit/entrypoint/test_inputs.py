@@ -139,7 +139,7 @@ def test_pixels_do_not_wait_in_memory_with_the_client(manual_editor: stack.Stack
     (spec,) = manual_editor.call(manual_editor.peer.submitted())
     manual_editor.call(asyncio.sleep(0.1))
     gc.collect()
-    held = [one for one in gc.get_objects() if isinstance(one, Decoded | Body)]
+    held = [one for one in gc.get_objects() if type(one) in (Decoded, Body)]
     manual_editor.call(manual_editor.peer.fail(spec))
     waiting.join()
     assert [type(one) for one in held] == [Body]
