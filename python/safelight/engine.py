@@ -202,7 +202,7 @@ class Engine:
         """
         media = read_media(images, mask, self.config.server.max_input_pixels)
         request = build_request(
-            self._jobs.card(model, output),
+            self._jobs.card(model, output, media),
             prompt,
             sampling or {},
             output=output,

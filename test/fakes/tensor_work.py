@@ -13,6 +13,8 @@ import torch
 import transformers
 
 from fakes import encoders_zoo
+from safelight import config as configuration
+from safelight.models.loading import load_pipeline
 from safelight.parallel import tensor
 from safelight.parallel.layout import Layout
 from safelight.parallel.mesh import Mesh
@@ -145,10 +147,8 @@ def encode_prompt(rank: int, directory: Path, tp: int, world: int) -> numpy.ndar
     """Embeddings of a whole `WanPipeline` with a shared text encoder."""
     from diffusers import WanPipeline
 
-    mesh = mesh_of(tp, world)
-    shared = tensor.load_encoders(directory, mesh, torch.float32, CPU)
-    pipeline = WanPipeline.from_pretrained(directory, local_files_only=True, **shared)
-    assert pipeline.text_encoder is shared["text_encoder"]
+    config = configuration.build({"model_path": str(directory), "device": "cpu"})
+    pipeline = load_pipeline(WanPipeline, directory, config, mesh_of(tp, world))
     return prompt_embeddings(pipeline)
 
 

@@ -22,7 +22,6 @@ from safelight.request import MediaFormat, Output
 if TYPE_CHECKING:
     from safelight.engine import Engine, Job
     from safelight.manager.events import JobView
-    from safelight.models.card import ModelCard
 
 INTERRUPTED = 130  # the shell's status of a command ended by Ctrl-C
 
@@ -112,7 +111,8 @@ def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOpt
     Raises `ConfigError` or `InvalidRequest`, naming the option and what would fit.
     """
     from safelight.engine import read_media
-    from safelight.manager.building import build_request
+    from safelight.manager.building import build_request, choose
+    from safelight.models.registry import load_cards
 
     if not options.save_output:
         raise ConfigError("--no-save-output: generate always saves; leave it out.")
@@ -125,7 +125,8 @@ def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOpt
         naming.check_fits(format, values["num_frames"])
     limit = config.server.max_input_pixels
     media = read_media(options.image_path, options.mask_path, limit)
-    card = _card(config, output)
+    _, cards = load_cards(config)
+    card = choose(cards, None, output, media)
     for prompt in prompts:
         request = build_request(
             card,
@@ -143,15 +144,6 @@ def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOpt
     format = request.format
     paths = naming.destinations(Path(options.output_path), name, format, prompts, options.n)
     return Work(prompts, values, format, options, card.name, paths)
-
-
-def _card(config: EngineConfig, output: Output | None) -> ModelCard:
-    """Of the first model that makes such an output."""
-    from safelight.models.registry import load_cards
-
-    _, cards = load_cards(config)
-    able = [card for card in cards.values() if output is None or card.makes(output)]
-    return (able or list(cards.values()))[0]
 
 
 def read_prompts(options: GenerateOptions) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from safelight.errors import InvalidRequest
+from safelight.errors import InvalidRequest, ModelNotFound
 from safelight.manager.media import NONE, Media
 from safelight.models.card import ModelCard, frame_count
 from safelight.request import (
@@ -16,6 +16,7 @@ from safelight.request import (
     TASKS,
     GenerationRequest,
     ImageFormat,
+    Inputs,
     MediaFormat,
     Output,
     Task,
@@ -59,12 +60,11 @@ def build_request(
         values["seed"] = seeds[0]
     elif values.get("seed") is None:
         values["seed"] = secrets.randbelow(_RANDOM_SEEDS)
-    inpaints = "inpainting" in card.tasks
     # Named by the job's id, which follows from what it makes, which follows from them.
     frames = frame_count(values.get("num_frames"))
-    task = card.task_for(output, media.inputs("", inpaints=inpaints), frames)
+    task = card.task_for(output, _inputs(card, media), frames)
     id = new_id(output_of(task))
-    inputs = media.inputs(id, inpaints=inpaints)
+    inputs = _inputs(card, media, id)
     if round_size:
         values |= card.nearest(card.fill(values, strict=strict, task=task, inputs=inputs))
     resolved = card.resolve(values, strict=strict, task=task, inputs=inputs)
@@ -83,6 +83,31 @@ def build_request(
         seeds=tuple(seeds),
         extra=dict(extra or {}),
     )
+
+
+def choose(
+    cards: Mapping[str, ModelCard],
+    name: str | None,
+    output: Output | None = None,
+    media: Media = NONE,
+) -> ModelCard:
+    """The card of a model; without a name, of the first that makes such an output from such
+    pictures, or of the first at all, which then says why it cannot.
+
+    Raises `ModelNotFound`.
+    """
+    if name is None:
+        known = list(cards.values())
+        return next((card for card in known if card.able(output, _inputs(card, media))), known[0])
+    if name not in cards:
+        names = ", ".join(f"'{known}'" for known in cards)
+        raise ModelNotFound(f"The model '{name}' does not exist; this server has {names}.")
+    return cards[name]
+
+
+def _inputs(card: ModelCard, media: Media, job_id: str = "") -> Inputs:
+    """As the job's request names them; transparency is a mask where the model takes one."""
+    return media.inputs(job_id, inpaints="inpainting" in card.tasks)
 
 
 def new_id(output: Output) -> str:

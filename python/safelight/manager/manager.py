@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from safelight.config import EngineConfig
-from safelight.errors import ModelNotFound, NotFound, Unavailable
+from safelight.errors import NotFound, Unavailable
 from safelight.manager.admission import Admission
+from safelight.manager.building import choose
 from safelight.manager.channels import Channels
 from safelight.manager.database import Database
 from safelight.manager.dispatch import Dispatcher
@@ -304,18 +305,12 @@ class RequestManager:
         else:
             await self._channels.ask(message)
 
-    def card(self, name: str | None, output: Output | None = None) -> ModelCard:
-        """The card of a model; without a name, of the first that makes such an output.
-
-        Raises `ModelNotFound`.
-        """
-        if name is None:
-            able = [c for c in self.cards.values() if output is None or c.makes(output)]
-            return (able or list(self.cards.values()))[0]
-        if name not in self.cards:
-            known = ", ".join(f"'{known}'" for known in self.cards)
-            raise ModelNotFound(f"The model '{name}' does not exist; this server has {known}.")
-        return self.cards[name]
+    def card(
+        self, name: str | None, output: Output | None = None, media: Media = NONE
+    ) -> ModelCard:
+        """The card of a model; without a name, of the first that can do it. Raises
+        `ModelNotFound`."""
+        return choose(self.cards, name, output, media)
 
     def _progress(self, samples: Sequence[m.SampleProgress]) -> None:
         now, moved = time.monotonic(), set()

@@ -105,12 +105,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         """(width, height) of the output when the request names neither; None: the defaults."""
         return None
 
-    def task_for(self, output: Output | None, inputs: Inputs, num_frames: int | None) -> Task:
-        """What is asked for: by what it is made from, and what it shall become.
-
-        Where both are possible, one frame makes a picture. Raises `InvalidRequest` if the model
-        cannot do it.
-        """
+    def able(self, output: Output | None, inputs: Inputs) -> list[Task]:
+        """What of its tasks makes such an output, or any, from such inputs; videos first."""
         if inputs.mask is not None:
             wanted: tuple[Task, ...] = ("inpainting",)
         elif inputs.images:
@@ -119,7 +115,15 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
             wanted = ("text-to-video", "text-to-image")
         if output is not None:
             wanted = tuple(task for task in wanted if task in TASKS[output])
-        able = [task for task in wanted if task in self.tasks]
+        return [task for task in wanted if task in self.tasks]
+
+    def task_for(self, output: Output | None, inputs: Inputs, num_frames: int | None) -> Task:
+        """What is asked for: by what it is made from, and what it shall become.
+
+        Where both are possible, one frame makes a picture. Raises `InvalidRequest` if the model
+        cannot do it.
+        """
+        able = self.able(output, inputs)
         if not able:
             given = "a mask" if inputs.mask else "an input image" if inputs.images else "a prompt"
             what = f"{output or 'anything'} from {given}" + ("" if inputs.images else " alone")

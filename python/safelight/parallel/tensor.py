@@ -41,22 +41,6 @@ AXIS = "tp"
 """In the counts of traffic."""
 
 
-def load_encoders(
-    directory: Path, mesh: Mesh, dtype: torch.dtype, device: torch.device
-) -> dict[str, nn.Module]:
-    """The text encoders that the ranks of `mesh` share, by component, for `from_pretrained`.
-
-    Those that are left whole, all of them without tensor parallelism, are not among them: the
-    pipeline loads them as ever. All ranks must call it together. Raises as `load_encoder` does.
-    """
-    if mesh.tp_mesh is None:
-        return {}
-    shared, _ = encoders.survey(directory)
-    return {
-        component: load_encoder(directory, component, mesh, dtype, device) for component in shared
-    }
-
-
 def load_encoder(
     directory: Path, component: str, mesh: Mesh, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:

@@ -20,7 +20,9 @@ from PIL import Image
 from fakes import stack
 from fakes.engine_peer import CARD
 from safelight.entrypoint.body import Body
-from safelight.manager.media import Decoded
+from safelight.errors import ModelNotFound
+from safelight.manager.building import choose
+from safelight.manager.media import Decoded, decode
 from safelight.models.card import Range
 
 EDIT, VIDEO = "/v1/images/edits", "/v1/videos"
@@ -225,6 +227,24 @@ def test_what_is_wrong_is_named(
     failure = answer.json()["error"]
     assert failure["param"] == param
     assert said in failure["message"]
+
+
+def test_a_file_that_would_be_ignored_is_refused(client: httpx2.Client) -> None:
+    files = {"image": ("a.png", PICTURE), "control_image": ("c.png", PICTURE)}
+    answer = client.post(EDIT, data={"prompt": "x"}, files=files)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "control_image"
+
+
+def test_without_a_name_the_first_model_that_can_do_it_is_taken() -> None:
+    cards = {"plain": CARD, "editor": EDITOR}
+    picture = decode([("image", PICTURE)], None, max_pixels=1000)
+    assert choose(cards, None, "image") is CARD
+    assert choose(cards, None, "image", picture) is EDITOR
+    assert choose(cards, None, "video", picture) is EDITOR
+    assert choose({"plain": CARD}, None, "image", picture) is CARD  # which says why it cannot
+    with pytest.raises(ModelNotFound, match="'plain', 'editor'"):
+        choose(cards, "other")
 
 
 def test_sizes_are_rounded_on_request(client: httpx2.Client, editor: stack.Stack) -> None:

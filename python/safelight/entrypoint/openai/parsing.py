@@ -54,7 +54,7 @@ PICTURES = frozenset({*IMAGES, MASK})
 _SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 _SAMPLING = frozenset(field.name for field in fields.declared(Sampling))
 
-Choose = Callable[[str | None, Output | None], ModelCard]
+Choose = Callable[[str | None, Output | None, Media], ModelCard]
 """The card of the model that is meant. Raises `ModelNotFound`."""
 
 
@@ -69,7 +69,7 @@ class _Parts(Generic[B]):
 def video_request(body: Body, media: Media, choose: Choose) -> GenerationRequest:
     """Raises `RequestError` naming the field."""
     parts = _split(body, VideoBody)
-    card = choose(parts.own.model, "video")
+    card = choose(parts.own.model, "video", media)
     sampling, extra = parts.sampling, parts.extra
     if parts.own.seconds is not None:
         extra["seconds"] = str(parts.own.seconds)
@@ -97,7 +97,7 @@ def image_request(
     """Raises `RequestError` naming the field."""
     parts = _split(body, ImageBody)
     own = parts.own
-    card = choose(own.model, "image")
+    card = choose(own.model, "image", media)
     seeds = own.seed if isinstance(own.seed, list) else ()
     if isinstance(own.seed, int):
         parts.sampling["seed"] = own.seed
@@ -145,7 +145,12 @@ def _split(body: Body, kind: type[B]) -> _Parts[B]:
             known = sorted(own_names | _SAMPLING)
             warnings.append(fields.unknown(name, known) + " It was ignored.")
     for name in body.files.keys() - PICTURES:
-        warnings.append(f"The file '{name}' was ignored.")
+        raise InvalidRequest(
+            f"The file '{name}' has no meaning here; pictures come as {', '.join(IMAGES[:3])} or "
+            f"{MASK}.",
+            param=name,
+            code="unsupported_parameter",
+        )
     parsed = fields.convert(kind, own, strict=body.strict)
     return _Parts(parsed, sampling, _echoed(body.values) | {"warnings": warnings})
 
