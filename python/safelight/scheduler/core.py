@@ -7,7 +7,7 @@ deep.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from safelight.config import SchedulingConfig
@@ -291,6 +291,7 @@ class Core:
         if pending.op == "drop":
             return
         failures = {failure.sample: failure for failure in report.failures}
+        counted = _take_counts(pending.entries, report.steps) if report.steps else []
         moved = []
         for entry in pending.entries:
             failure = failures.get(entry.spec.id)
@@ -299,8 +300,7 @@ class Core:
             if failure is not None:
                 self._fail(entry, failure.code, failure.message)
                 continue
-            asked = entry.steps
-            entry.report(report.steps.get(entry.spec.id))
+            entry.report()
             group.writing += entry.delivered
             if entry.cancelled:
                 if not entry.in_flight:
@@ -309,8 +309,9 @@ class Core:
                 self._decode_again(entry)
             else:
                 moved.append(entry)
-                if entry.steps != asked:
-                    self._lane(entry).batcher.recount(group, entry)
+        for entry in counted:
+            if entry in moved:
+                self._lane(entry).batcher.recount(group, entry)
         if not failures and pending.entries:
             tokens = largest(pending.entries)
             seconds = report.finished - report.started
@@ -400,3 +401,11 @@ class Core:
 
     def _tell_load(self) -> None:
         self._tell(forecast.load(self.entries.values(), self.groups.values(), self.lanes.values()))
+
+
+def _take_counts(entries: list[Entry], steps: Mapping[str, int]) -> list[Entry]:
+    """Note how many steps each will take, by its id; those that were thought to take others."""
+    counted = [e for e in entries if steps.get(e.spec.id, e.steps) != e.steps]
+    for entry in counted:
+        entry.steps = steps[entry.spec.id]
+    return counted

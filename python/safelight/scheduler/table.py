@@ -73,10 +73,8 @@ class Entry:
         self.planned += 1
         self.in_flight += 1
 
-    def report(self, steps: int | None = None) -> None:
-        """The oldest unit in flight was answered; after an encode its `steps` are known."""
-        if steps is not None and self.done == 0:
-            self.steps = steps
+    def report(self) -> None:
+        """The oldest unit in flight was answered."""
         self.in_flight -= 1
         self.done += 1
         if self.done == 1:
@@ -112,7 +110,7 @@ class Entry:
 
 def largest(entries: Sequence[Entry]) -> int:
     """Tokens of the largest: where sizes share a forward, the others are padded to it."""
-    return max(entry.spec.tokens for entry in entries)
+    return max([entry.spec.tokens for entry in entries])  # a list: this is on every step's path
 
 
 def order(entry: Entry) -> tuple[float, int]:
