@@ -25,6 +25,7 @@ TASKS: Mapping[Output, tuple[Task, ...]] = {
 }
 """What each kind of output can be made from."""
 
+MAX_PREVIEWS = 16
 MAX_PROMPT = 32_000  # characters; the OpenAI limit
 MAX_SEED = 2**63 - 1
 
@@ -125,6 +126,20 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.images + (() if self.mask is None else (self.mask,))
 
 
+class Adapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA as one request uses it: resolved by the manager, never named by path by a client."""
+
+    name: str
+    """As in the catalog; for people."""
+    scale: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+    target: str = "all"
+    """The component it changes (`transformer`, `transformer_2`, …), or all that its file has."""
+    path: str = ""
+    """Absolute path of its safetensors file, which stays as long as a job needs it."""
+    digest: str = ""
+    """SHA-256 of the file, hexadecimal: adapters of one digest are one adapter."""
+
+
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """How and where one sample's frames become a file. Ranks carry it and never read it."""
 
@@ -158,6 +173,11 @@ class SampleSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the model that makes it."""
     task: Task = "text-to-image"
     inputs: Inputs = Inputs()
+    adapters: tuple[Adapter, ...] = ()
+    merged: bool = False
+    """Whether the adapters are to be merged into the weights while it is stepped."""
+    previews: int = 0
+    """Pictures of the running estimate to deliver before the last step."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +197,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     inputs: Inputs = Inputs()
     seeds: tuple[int, ...] = ()
     """Seed of every sample, if they were listed."""
+    adapters: tuple[Adapter, ...] = ()
+    """What was in force, or asked for, when it was accepted; nothing changes it later."""
+    merged: bool = False
+    previews: int = 0
     extra: dict[str, Any] = {}
     """What the HTTP dialect must echo (for example `user`); the engine does not read it."""
 

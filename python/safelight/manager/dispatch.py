@@ -50,7 +50,7 @@ class Dispatcher:
             prompt=request.prompt,
             sampling=sampling,
             priority=request.priority,
-            batch_key=card.batch_key(sampling, request.task, request.inputs),
+            batch_key=card.batch_key(sampling, request.task, request.inputs) + _adapted(request),
             tokens=card.tokens(sampling, request.inputs),
             delivery=Delivery(
                 path=self._path(live, index),
@@ -63,6 +63,9 @@ class Dispatcher:
             model=request.model,
             task=request.task,
             inputs=inputs,
+            adapters=request.adapters,
+            merged=request.merged,
+            previews=request.previews,
         )
 
     def _located(self, inputs: Inputs) -> Inputs:
@@ -79,6 +82,14 @@ class Dispatcher:
         if live.destinations is not None:
             return live.destinations[index]
         return str(self._content.place(live.request.id, index, live.request.format))
+
+
+def _adapted(request: GenerationRequest) -> str:
+    """What adapters add to the batch key: a forward has one set of them."""
+    if not request.adapters:
+        return ""
+    parts = (f"{a.digest}*{a.scale!r}@{a.target}" for a in request.adapters)
+    return f"/{'merged' if request.merged else 'lora'}:{'+'.join(parts)}"
 
 
 def parameters(request: GenerationRequest, index: int) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from safelight.request import Delivery, SampleSpec, State
+from safelight.request import Adapter, Delivery, SampleSpec, State
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -64,7 +64,24 @@ class Redeliver(Message, frozen=True):
     samples: tuple[str, ...]
 
 
-ToScheduler = Attach | Submit | Cancel | Written | Redeliver | Drain
+class LoadAdapters(Message, frozen=True):
+    """Try these adapters out on every group of this model; answered by `AdaptersLoaded`."""
+
+    ticket: str
+    model: str
+    adapters: tuple[Adapter, ...]
+
+
+class ForgetAdapters(Message, frozen=True):
+    """Nobody will use these adapters any more: the ranks may drop them. Not answered."""
+
+    model: str
+    digests: tuple[str, ...]
+
+
+ToScheduler = (
+    Attach | Submit | Cancel | Written | Redeliver | Drain | LoadAdapters | ForgetAdapters
+)
 
 
 class SampleProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +175,17 @@ class Load(Message, frozen=True):
     """Predicted seconds of work for everything accepted."""
 
 
-FromScheduler = Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Drained | Load
+class AdaptersLoaded(Message, frozen=True):
+    """What became of a `LoadAdapters`."""
+
+    ticket: str
+    error: str | None = None
+    """Why one of them does not fit the model, for people; the model is unharmed."""
+    layers: dict[str, int] = {}
+    """Layers that they change, by component."""
+
+
+FromScheduler = AdaptersLoaded | Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Drained | Load
 
 
 # --------------------------------------------------------------------------- scheduler and ranks
@@ -217,6 +244,8 @@ class Report(Message, frozen=True):
     """Bytes sent to other ranks since the last report, by ``axis.collective``."""
     peak_memory: int = 0
     """Bytes, as in `RankHello`."""
+    previews: float = 0.0
+    """Of a step: seconds that went into previews, which say nothing about the cost of steps."""
 
 
 FromRank = RankHello | Report
@@ -257,6 +286,16 @@ class Shutdown(Message, frozen=True):
     """Finish and exit with status 0."""
 
 
+class Adapt(Message, frozen=True):
+    """Load these adapters, drop those; the answer's failures name an adapter's digest."""
+
+    seq: int
+    release: tuple[str, ...]
+    load: tuple[Adapter, ...] = ()
+    drop: tuple[str, ...] = ()
+    """Digests."""
+
+
 Plan = Encode | Step | Decode | Drop
 ToRank = Plan | Shutdown
 
@@ -285,6 +324,20 @@ class Frames(Message, frozen=True):
     """[T, H, W, 3]"""
     delivery: Delivery
     sound: Sound | None = None
+    preview: int | None = None
+    """Of a picture of the running estimate: which one, from 0; its sample goes on."""
+    step: int = 0
+    """Denoising steps done, of a preview."""
+
+
+class PreviewReady(Message, frozen=True):
+    """A picture of a sample's running estimate is there; it is not durable, and not waited for."""
+
+    sample: str
+    attempt: int
+    preview: int
+    step: int
+    path: str
 
 
 class MediaReady(Message, frozen=True):
@@ -312,7 +365,7 @@ class MediaFailed(Message, frozen=True):
     message: str
 
 
-FromOutput = MediaReady | MediaFailed
+FromOutput = MediaReady | MediaFailed | PreviewReady
 
 
 # ------------------------------------------------------------------------- everyone and supervisor
