@@ -54,6 +54,13 @@ class Field:
         """Other names of the same field, as underscored keys; declared in `Meta(extra=...)`."""
         return tuple((self.meta.extra or {}).get("aliases", ()))
 
+    def spelled(self, value: Any) -> Any:
+        """`value` as we write it, of a list each; `Meta(extra={"spellings": ...})` has others'."""
+        if isinstance(value, list):
+            return [self.spelled(one) for one in value]
+        spellings = (self.meta.extra or {}).get("spellings", {})
+        return spellings.get(value, value) if isinstance(value, str) else value
+
     @property
     def file_only(self) -> bool:
         """Whether it is a structure, for which only a file has room; `Meta(extra=...)`."""
@@ -77,11 +84,17 @@ def declared(struct: type[msgspec.Struct]) -> tuple[Field, ...]:
 
 
 def canonical(values: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
-    """`values` with aliases replaced by the names of the fields they mean.
+    """`values` with aliases replaced by the names of the fields they mean, and others' spellings
+    of values by ours.
 
     Raises `ConfigError` if a field is given under two names with two values.
     """
-    names = {alias: field.name for field in fields for alias in field.aliases}
+    known = {field.name: field for field in fields}
+    names = {alias: field.name for field in known.values() for alias in field.aliases}
+    values = {
+        key: known[name].spelled(value) if (name := names.get(key, key)) in known else value
+        for key, value in values.items()
+    }
     result = {key: value for key, value in values.items() if key not in names}
     for alias, value in values.items():
         if alias not in names:

@@ -71,6 +71,15 @@ class Topic:
         assert self._last is not None
         return self._unless_error(self._last)
 
+    async def pulses(self) -> AsyncIterator[None]:
+        """Now, after every change, and once more at the end; raises what it ended with."""
+        while self._last is None:
+            changed = self._changed
+            yield
+            await changed.wait()
+        self._unless_error(self._last)
+        yield
+
     async def follow(self, view: Callable[[], JobView]) -> AsyncIterator[JobView]:
         """`view()` now and after every change, and at the end the last view."""
         while self._last is None:

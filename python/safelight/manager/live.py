@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from safelight.manager.events import JobView, Topic
-from safelight.request import State, sample_id
+from safelight.request import State, index_of, sample_id
 from safelight.store.jobs import Job, Output
+from safelight.store.journal import JobEvent, Journal, Kind, Preview
 from safelight.store.tables import Status
-from safelight.wire.messages import SampleProgress
+from safelight.wire.messages import PreviewReady, SampleProgress
+
+NOWHERE = Journal(None)
 
 
 @dataclass
@@ -26,11 +29,15 @@ class _Sample:
         return None if self.ends_at is None else max(0.0, self.ends_at - now)
 
 
+_ORDER = tuple(State)
+
+
 class LiveJob:
     """An accepted, unfinished job: its row's facts and the newest progress of its samples."""
 
-    def __init__(self, job: Job, outputs: Iterable[Output]) -> None:
-        """`outputs` are those already recorded, with absolute paths."""
+    def __init__(self, job: Job, outputs: Iterable[Output], journal: Journal = NOWHERE) -> None:
+        """`outputs` are those already recorded, with absolute paths. What `journal` has is
+        continued."""
         self.request = job.request
         self.destinations = job.destinations
         self.topic = Topic()
@@ -38,6 +45,9 @@ class LiveJob:
         self.outputs = {output.sample: output for output in outputs}
         self.attempt = job.attempt
         self._samples: dict[str, _Sample] = {}
+        self._journal = journal
+        self.events = list(journal.read())
+        """Everything that has happened, oldest first."""
         self.begin(job.attempt)
 
     def begin(self, attempt: int) -> None:
@@ -48,7 +58,7 @@ class LiveJob:
         self._samples = {name: _Sample(steps) for name in names}
         for name in self.outputs:
             self._complete(name)
-        self.topic.pulse()
+        self.changed()
 
     def take(self, progress: SampleProgress, now: float) -> None:
         sample = self._samples[progress.sample]
@@ -57,6 +67,32 @@ class LiveJob:
         sample.state, sample.step = progress.state, progress.step
         sample.steps, sample.position = progress.steps, progress.position
         sample.ends_at = now + progress.eta
+
+    def changed(self) -> None:
+        """Tell those who follow it what there is to tell."""
+        event = self._event("queued" if self.started_at is None else "progress", self.view())
+        if not self.events or _facts(event) != _facts(self.events[-1]):
+            self._tell(event)
+        self.topic.pulse()
+
+    def show(self, message: PreviewReady) -> None:
+        """A preview is there."""
+        preview = Preview(
+            sample=index_of(message.sample),
+            number=message.preview,
+            step=message.step,
+            path=message.path,
+        )
+        self._tell(self._event("preview", self.view(), preview))
+        self.topic.pulse()
+
+    def _tell(self, event: JobEvent) -> None:
+        self.events.append(event)
+        self._journal.append(event)
+
+    def _event(self, kind: Kind, view: JobView, preview: Preview | None = None) -> JobEvent:
+        stage = min((s.state for s in self._samples.values()), key=_ORDER.index)
+        return event_of(view, kind, len(self.events) + 1, stage=stage, preview=preview)
 
     def record(self, output: Output) -> None:
         self.outputs[output.sample] = output
@@ -106,8 +142,10 @@ class LiveJob:
         )
 
     def ended(self, job: Job, outputs: tuple[Output, ...]) -> JobView:
-        """The last view: the row decides, the progress is what was reached."""
-        return ended_view(job, outputs, sum(s.step for s in self._samples.values()))
+        """The last view, and the last event: the row decides, the progress is what was reached."""
+        view = ended_view(job, outputs, sum(s.step for s in self._samples.values()))
+        self._tell(last_event(view, len(self.events) + 1))
+        return view
 
 
 def ended_view(job: Job, outputs: tuple[Output, ...], done: int | None = None) -> JobView:
@@ -132,3 +170,43 @@ def ended_view(job: Job, outputs: tuple[Output, ...], done: int | None = None) -
         completed_at=job.completed_at,
         attempt=job.attempt,
     )
+
+
+def event_of(
+    view: JobView,
+    kind: Kind,
+    number: int,
+    *,
+    stage: State,
+    preview: Preview | None = None,
+) -> JobEvent:
+    """What a view says, as event `number` of its job."""
+    return JobEvent(
+        number=number,
+        kind=kind,
+        at=time.time(),
+        status=view.status,
+        progress=view.progress,
+        steps_done=view.steps_done,
+        steps_total=view.steps_total,
+        attempt=view.attempt,
+        stage=stage,
+        eta=view.eta,
+        position=view.position,
+        preview=preview,
+        error_code=view.error_code,
+        error_message=view.error_message,
+    )
+
+
+def last_event(view: JobView, number: int) -> JobEvent:
+    """How the job of an ended view ended."""
+    if view.status is Status.COMPLETED:
+        return event_of(view, "completed", number, stage=State.COMPLETED)
+    stage = State.CANCELLED if view.status is Status.CANCELLED else State.FAILED
+    return event_of(view, "failed", number, stage=stage)
+
+
+def _facts(event: JobEvent) -> tuple[object, ...]:
+    """What makes two events different: a new prediction alone is no news."""
+    return (event.status, event.stage, event.steps_done, event.position, event.attempt)

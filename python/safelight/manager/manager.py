@@ -24,7 +24,7 @@ from safelight.manager.channels import Channels
 from safelight.manager.database import Database
 from safelight.manager.dispatch import Dispatcher
 from safelight.manager.events import JobView
-from safelight.manager.live import LiveJob, ended_view
+from safelight.manager.live import LiveJob, ended_view, last_event
 from safelight.manager.media import NONE, Media
 from safelight.manager.models import Models
 from safelight.models.card import ModelCard
@@ -32,6 +32,7 @@ from safelight.request import GenerationRequest, Output, Task, job_of
 from safelight.store.content import ContentStore
 from safelight.store.jobs import Job, JobStore, Order, Outcome
 from safelight.store.jobs import Output as Stored
+from safelight.store.journal import JobEvent, Journal
 from safelight.store.tables import Status
 from safelight.wire import messages as m
 
@@ -144,6 +145,31 @@ class RequestManager:
         async for view in live.topic.follow(live.view):
             yield view
 
+    async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
+        """What has happened to the job behind event `after`, and what happens until it ended.
+
+        Raises `NotFound`, and `Unavailable` at shutdown.
+        """
+        live = self._live.get(job_id)
+        past = await self._past(job_id) if live is None else live.events
+        seen = 0 if after > len(past) else after  # of another life of this server
+        if live is None:
+            for event in past[seen:]:
+                yield event
+            return
+        async for _ in live.topic.pulses():
+            for event in live.events[seen:]:
+                yield event
+                seen = event.number
+
+    async def _past(self, job_id: str) -> Sequence[JobEvent]:
+        """Of a job that has ended."""
+        job = await self._row(job_id)
+        events = await self._db.run(self._journal(job).read)
+        if events and events[-1].last:
+            return events
+        return [*events, last_event(self._view(job), len(events) + 1)]
+
     async def list(
         self,
         tasks: Sequence[Task],
@@ -215,7 +241,7 @@ class RequestManager:
         etas = [eta for live in self._live.values() for eta in live.etas(now)]
         with self._admission.entering(request.n, etas, self.load.backlog):
             job = await self._commit(request, media, destinations)
-            live = self._live[request.id] = LiveJob(job, ())
+            live = self._live[request.id] = LiveJob(job, (), self._journal(job))
         view = live.view()
         await self._dispatch(live)
         await self.models.want(request.model)
@@ -251,7 +277,8 @@ class RequestManager:
             if (live := self._live.get(job.request.id)) is not None:
                 live.begin(job.attempt)
             else:
-                self._live[job.request.id] = LiveJob(job, self._absolute(job.outputs))
+                outputs = self._absolute(job.outputs)
+                self._live[job.request.id] = LiveJob(job, outputs, self._journal(job))
         for job in jobs:
             live = self._live.get(job.request.id)
             if live is not None and job.request.model not in self.cards:
@@ -327,7 +354,7 @@ class RequestManager:
             ids = [live.request.id for live in begun]
             self._spawn(self._db.call(JobStore.start, ids, at), self._fell)
         for live in moved:
-            live.topic.pulse()
+            live.changed()
 
     def _known(self, sample: str, attempt: int) -> LiveJob | None:
         live = self._live.get(job_of(sample))
@@ -356,8 +383,16 @@ class RequestManager:
             for message in messages:
                 if isinstance(message, m.MediaFailed):
                     await self._media_failed(message)
+                elif isinstance(message, m.PreviewReady):
+                    self._preview(message)
+
+    def _preview(self, message: m.PreviewReady) -> None:
+        if (live := self._known(message.sample, message.attempt)) is not None:
+            live.show(message)
 
     async def _media_failed(self, failure: m.MediaFailed) -> None:
+        if failure.preview is not None:
+            return
         if failure.code == m.FRAMES_LOST:
             # The rank ended before its frames were opened. They are made again: by the scheduler
             # when it hears of the rank's end, or, if the rank is there after all, on this request.
@@ -400,7 +435,7 @@ class RequestManager:
         if (live := self._live.get(job.request.id)) is not None:
             for output in self._absolute(job.outputs):
                 live.record(output)
-            live.topic.pulse()
+            live.changed()
 
     # ----------------------------------------------------------------------------------- ending
 
@@ -455,6 +490,12 @@ class RequestManager:
         if (live := self._live.get(job.request.id)) is not None:
             return live.view()
         return ended_view(job, self._absolute(job.outputs))
+
+    def _journal(self, job: Job) -> Journal:
+        """Of its events; jobs whose caller chose the places of their files have none."""
+        if job.destinations is not None:
+            return Journal(None)
+        return Journal(self.content_store.journal(job.request.id))
 
     def _absolute(self, outputs: Sequence[Stored]) -> tuple[Stored, ...]:
         locate = self.content_store.located

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,13 @@ class DiffusersFamily:
     def decode(self, sessions: Sequence[Any]) -> Sequence[Frames]:
         pixels = self._vae.decode(self._to_decode(sessions))
         return self._frames(pixels) if self._first else []
+
+    def preview(self, session: Any) -> Frames:
+        """By the whole VAE: nobody else needs to be there for it."""
+        glimpse = copy.copy(session)
+        glimpse.latents = session.estimate
+        pixels = self._vae.whole.decode(frames.one_of(self._to_decode([glimpse])))
+        return self._frames(pixels.sample)[0]
 
     def _to_decode(self, sessions: Sequence[Any]) -> torch.Tensor:
         """`_stacked`, scaled as the VAE has them, in its precision."""

@@ -38,6 +38,8 @@ class Session(Protocol):
     index: int
     """Denoising steps done."""
     latents: torch.Tensor
+    estimate: torch.Tensor | None
+    """What `latents` will become, as the last step had it, if a preview is due; see `Denoising`."""
 
     @property
     def steps(self) -> int:
@@ -78,6 +80,11 @@ class Family(Protocol):
 
     def decode(self, sessions: Sequence[Any]) -> Sequence[Frames | Clip]:
         """Finished latents to frames, one array a session; on ranks beyond the first, anything."""
+        ...
+
+    def preview(self, session: Any) -> Frames:
+        """One frame of what a session's `estimate` shows, cheaply. Called on the first rank alone,
+        only for sessions that have an estimate."""
         ...
 
     def weights(self) -> dict[str, int]:

@@ -23,6 +23,15 @@ def of_videos(processor: Any, pixels: torch.Tensor) -> Sequence[Frames]:
     return rounded(processor.postprocess_video(pixels, output_type="np"))
 
 
+def one_of(latents: torch.Tensor) -> torch.Tensor:
+    """The middle latent frame alone, [samples, channels, 1, rows, columns], to be decoded as a
+    picture; what has no frames, as it is."""
+    if latents.ndim < 5:
+        return latents
+    middle = latents.shape[2] // 2
+    return latents[:, :, middle : middle + 1]
+
+
 def rounded(frames: np.ndarray) -> Sequence[Frames]:
     """[samples, frames, height, width, 3] in [0, 1]"""
     return list((frames * 255).round().astype("uint8"))

@@ -37,6 +37,43 @@ def mu(config: Mapping[str, Any], tokens: int, most: float = 1.15) -> float:
     return shift
 
 
+def clean(
+    scheduler: Any, prediction: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """Latents without noise, as the sampler estimates them from the step that it has just taken:
+    from `latents` with `prediction`, at `timestep`. Shaped as they, float32.
+
+    A flow is a straight line (Liu et al., 2022); other predictions are of the noise or of the
+    velocity (Salimans & Ho, 2022) of latents whose signal and noise are `signal` and `noise`.
+    """
+    prediction, latents = prediction.float(), latents.float()
+    # Those of flows that have no other kind do not say which they are.
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    if kind == "sample":
+        return prediction
+    if kind == "flow_prediction":
+        sigma: torch.Tensor = scheduler.sigmas[scheduler.step_index - 1].to(latents)
+        return latents - sigma * prediction
+    signal, noise, latents = _levels(scheduler, latents, timestep)
+    if kind == "v_prediction":
+        return signal * latents - noise * prediction
+    return (latents - noise * prediction) / signal
+
+
+def _levels(
+    scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How much signal and noise there is in latents of variance one, and the latents so scaled."""
+    if "sigmas" not in vars(scheduler):
+        level = scheduler.alphas_cumprod[int(timestep)].to(latents)
+        return level**0.5, (1 - level) ** 0.5, latents
+    sigma = scheduler.sigmas[scheduler.step_index - 1].to(latents)
+    signal = (1 + sigma**2) ** -0.5
+    if float(scheduler.init_noise_sigma) != 1:  # its latents grow with the noise
+        latents = latents * signal
+    return signal, sigma * signal, latents
+
+
 def left(scheduler: Any, sampling: Sampling) -> torch.Tensor:
     """The timesteps that `strength` leaves of the schedule, without it all; the sampler begins
     there."""

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
+from safelight.models import samplers
 from safelight.request import SampleSpec
+
+
+def preview_steps(steps: int, count: int) -> frozenset[int]:
+    """How many steps are done when a preview is made: evenly spaced, and never the last."""
+    count = min(count, steps - 1)
+    return frozenset(round(steps * (k + 1) / (count + 1)) for k in range(count))
 
 
 @dataclass(kw_only=True)
@@ -21,6 +28,8 @@ class Denoising:
     timesteps: torch.Tensor
     index: int = 0
     """Denoising steps done."""
+    estimate: torch.Tensor | None = None
+    """What the latents will become, as the last step had it, where a preview is due."""
 
     @property
     def steps(self) -> int:
@@ -34,8 +43,18 @@ class Denoising:
 
     def advance(self, noise: torch.Tensor) -> None:
         """Take the sampler's step with the prediction `noise`, shaped as the latents."""
+        before, timestep = self.latents, self.timestep
         self.latents = self._sampled(noise)
         self.index += 1
+        self.estimate = None
+        if self.preview_due:
+            self.estimate = samplers.clean(self.scheduler, noise, before, timestep)
+
+    @property
+    def preview_due(self) -> bool:
+        """Whether, after as many steps as are done, a picture of the estimate is wanted."""
+        wanted = self.spec.previews
+        return wanted > 0 and self.index in preview_steps(self.steps, wanted)
 
     def _sampled(self, noise: torch.Tensor) -> torch.Tensor:
         step: tuple[torch.Tensor, ...] = self.scheduler.step(

@@ -9,8 +9,14 @@ from pathlib import Path
 from safelight.errors import GenerationFailed, SafelightError
 from safelight.output import images, overlay, video, writing
 from safelight.output.frames import SharedFrames, SharedSound, open_frames, open_sound
-from safelight.request import Delivery
-from safelight.wire.messages import Frames, FromOutput, MediaFailed, MediaReady
+from safelight.request import Delivery, ImageFormat, MediaFormat
+from safelight.wire.messages import (
+    Frames,
+    FromOutput,
+    MediaFailed,
+    MediaReady,
+    PreviewReady,
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,20 @@ def deliver(message: Frames, material: Material, encoder: video.Encoder) -> From
     """Encode and write; closes `material`. Failures become `MediaFailed`, nothing is raised."""
     try:
         with material.opened:
+            if message.preview is not None:
+                return _write_preview(message, message.preview, material)
             return _write(message, material, encoder)
     except SafelightError as failure:
-        return failed(message.sample, message.attempt, failure)
+        return failed(message.sample, message.attempt, failure, message.preview)
 
 
-def failed(sample: str, attempt: int, failure: SafelightError) -> MediaFailed:
+def failed(
+    sample: str, attempt: int, failure: SafelightError, preview: int | None = None
+) -> MediaFailed:
     code = failure.code or "encode_failed"
-    return MediaFailed(sample=sample, attempt=attempt, code=code, message=failure.message)
+    return MediaFailed(
+        sample=sample, attempt=attempt, code=code, message=failure.message, preview=preview
+    )
 
 
 def _write(message: Frames, material: Material, encoder: video.Encoder) -> MediaReady:
@@ -75,6 +87,37 @@ def _write(message: Frames, material: Material, encoder: video.Encoder) -> Media
         height=height,
         num_frames=count,
     )
+
+
+def _write_preview(message: Frames, number: int, material: Material) -> PreviewReady:
+    path = preview_path(message.delivery, number)
+    format = preview_format(message.delivery.format)
+    pixels = overlay.restore(material.frames.pixels()[0], message.delivery.outside)
+    compression = message.delivery.compression
+    file = writing.write(
+        path,
+        lambda to: images.encode(
+            pixels, to, format=format, compression=compression, parameters={}
+        ),
+    )
+    return PreviewReady(
+        sample=message.sample,
+        attempt=message.attempt,
+        preview=number,
+        step=message.step,
+        path=str(file.path),
+    )
+
+
+def preview_path(delivery: Delivery, number: int) -> Path:
+    """Beside the finished file."""
+    path = _path(delivery)
+    return path.with_name(f"{path.stem}.preview-{number}.{preview_format(delivery.format)}")
+
+
+def preview_format(format: MediaFormat) -> ImageFormat:
+    """The picture's own, or webp for a frame of a video."""
+    return "webp" if format == "mp4" else format
 
 
 def _path(delivery: Delivery) -> Path:

@@ -101,7 +101,7 @@ class OutputProcess:
             # Opened now, not in the pool: the descriptor outlives the rank, its path does not.
             material = open_material(message)
         except GenerationFailed as failure:
-            self._send(failed(message.sample, message.attempt, failure))
+            self._send(failed(message.sample, message.attempt, failure, message.preview))
             return
         self._pending += 1
         future = self._pool.submit(deliver, message, material, self._encoder)
@@ -117,7 +117,9 @@ class OutputProcess:
         else:
             logger.error("encoding failed", sample=message.sample, exc_info=error)
             unforeseen = GenerationFailed(f"Encoding failed: {error!r:.300}", code="encode_failed")
-            self._results.put(failed(message.sample, message.attempt, unforeseen))
+            self._results.put(
+                failed(message.sample, message.attempt, unforeseen, message.preview)
+            )
         os.eventfd_write(self._wake, 1)
 
     def _refuse(self, data: bytes, failure: SafelightError) -> None:

@@ -314,7 +314,7 @@ class Core:
                 self._lane(entry).batcher.recount(group, entry)
         if not failures and pending.entries:
             tokens = largest(pending.entries)
-            seconds = report.finished - report.started
+            seconds = report.finished - report.started - report.previews
             cost = self.lane(group.model).cost
             cost.observe(pending.op, tokens, len(pending.entries), seconds)
         self._tell_done(group, pending, moved)

@@ -32,6 +32,10 @@ class ContentStore:
         """Absolute path of a sample's finished file."""
         return self._directory(job_id) / f"{index}.{_EXTENSIONS[format]}"
 
+    def journal(self, job_id: str) -> Path:
+        """Absolute path of the job's events."""
+        return self._directory(job_id) / "events.jsonl"
+
     def prepare(self, job_id: str) -> None:
         """Make the directory that the job's files will go to, without what a killed writer left."""
         directory = self._directory(job_id)

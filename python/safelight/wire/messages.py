@@ -185,7 +185,16 @@ class AdaptersLoaded(Message, frozen=True):
     """Layers that they change, by component."""
 
 
-FromScheduler = AdaptersLoaded | Progress | SampleFailed | SampleCancelled | PlanDone | GroupStatus | Drained | Load
+FromScheduler = (
+    Progress
+    | SampleFailed
+    | SampleCancelled
+    | PlanDone
+    | GroupStatus
+    | Drained
+    | Load
+    | AdaptersLoaded
+)
 
 
 # --------------------------------------------------------------------------- scheduler and ranks
@@ -363,6 +372,8 @@ class MediaFailed(Message, frozen=True):
     attempt: int
     code: str
     message: str
+    preview: int | None = None
+    """Which preview it was; those are missed by nobody."""
 
 
 FromOutput = MediaReady | MediaFailed | PreviewReady

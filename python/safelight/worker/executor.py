@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,17 @@ class Executor:
     """
 
     def __init__(
-        self, family: Family, mesh: Mesh, deliver: Callable[[SampleSpec, Frames | Clip], None]
+        self,
+        family: Family,
+        mesh: Mesh,
+        deliver: Callable[[SampleSpec, Frames | Clip], None],
+        show: Callable[[Any, Frames], None] | None = None,
     ) -> None:
+        """`show(session, frame)` is called on rank 0 for every preview; without it none is made."""
         self._family = family
         self._mesh = mesh
         self._deliver = deliver
+        self._show = show
         self._sessions: dict[str, Any] = {}
         self._decoded: dict[str, Frames | Clip | None] = {}
         """Of the running plan; frames are on rank 0 only."""
@@ -60,6 +67,8 @@ class Executor:
         """Number of the running plan."""
         self.acting: tuple[str, ...] = ()
         """Samples it works on, or that it ended with."""
+        self.previewing = 0.0
+        """Seconds of the last step that went into previews."""
 
     def steps(self, plan: Plan) -> dict[str, int]:
         """The steps that the samples which `plan` has begun will take; empty for other plans."""
@@ -86,6 +95,7 @@ class Executor:
                 self._guard(spec.id, failures, self._begin, spec)
         elif isinstance(plan, Step):
             self._batch(plan.samples, failures, self._step)
+            self._preview(plan.samples)
         elif isinstance(plan, Decode):
             self._decode_and_deliver(plan.samples, failures)
         self.release(tuple(failures))
@@ -148,6 +158,21 @@ class Executor:
     def _step(self, sessions: list[Any]) -> None:
         with self._together(*(session.spec.id for session in sessions)):
             self._family.step(sessions)
+
+    def _preview(self, samples: Sequence[str]) -> None:
+        """Pictures of the estimates that are due, by rank 0. One that fails is missed by nobody."""
+        started, show = time.monotonic(), self._show
+        if show is None or self._mesh.rank != 0:
+            return
+        for name in samples:
+            session = self._sessions.get(name)
+            if session is None or not session.spec.previews or session.estimate is None:
+                continue
+            try:
+                show(session, self._family.preview(session))
+            except MODEL_ERRORS:
+                logger.warning("no preview", sample=name, exc_info=True)
+        self.previewing = time.monotonic() - started
 
     def _decode_and_deliver(
         self, samples: Sequence[str], failures: dict[str, SampleFailure]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from safelight.wire.messages import (
     SampleFailure,
     Shutdown,
     Sound,
+    Step,
     Stop,
     Timing,
 )
@@ -31,7 +33,7 @@ from safelight.worker.executor import Executor, told
 from safelight.worker.memory import SharedArray
 
 if TYPE_CHECKING:
-    from safelight.models.family import Family, Frames
+    from safelight.models.family import Family, Frames, Session
     from safelight.parallel.mesh import Mesh
 
 
@@ -51,7 +53,9 @@ class RankLoop:
         self._frames = links.FRAMES.connect(child.context, child.run_dir, identity)
         self._child = child
         self._shared: dict[str, list[SharedArray]] = {}
-        self._executor = Executor(family, mesh, self._deliver)
+        self._shown: dict[str, list[SharedArray]] = {}
+        """Previews."""
+        self._executor = Executor(family, mesh, self._deliver, self._show)
 
     def run(self, load_seconds: float, timings: tuple[Timing, ...]) -> None:
         """Say hello, then execute plans until told to shut down."""
@@ -125,6 +129,7 @@ class RankLoop:
                 steps=self._executor.steps(plan),
                 traffic=self._mesh.traffic.take(),
                 peak_memory=peak_memory(),
+                previews=self._executor.previewing if isinstance(plan, Step) else 0.0,
             )
         )
 
@@ -135,6 +140,7 @@ class RankLoop:
         self._executor.release(samples)
         for name in samples:
             self._release_frames(name)
+            _free(self._shown.pop(name, ()))
 
     def _deliver(self, spec: SampleSpec, made: Frames | Clip) -> None:
         """Hand frames to the output manager; the memory stays until the release."""
@@ -159,15 +165,35 @@ class RankLoop:
         )
         self._frames.send(codec.encode(message), zmq.DONTWAIT)
 
+    def _show(self, session: Session, frame: Frames) -> None:
+        """Hand a preview over; the memory stays until the release."""
+        spec = session.spec
+        shown = self._shown.setdefault(spec.id, [])
+        shown.append(SharedArray(f"{spec.id}, preview", frame))
+        message = FramesMessage(
+            sample=spec.id,
+            attempt=spec.attempt,
+            memory=shown[-1].path,
+            shape=frame.shape,
+            delivery=spec.delivery,
+            preview=len(shown) - 1,
+            step=session.index,
+        )
+        self._frames.send(codec.encode(message), zmq.DONTWAIT)
+
     def _release_frames(self, sample: str) -> None:
-        for array in self._shared.pop(sample, ()):
-            array.close()
+        _free(self._shared.pop(sample, ()))
 
     def _close(self) -> None:
-        for sample in tuple(self._shared):
-            self._release_frames(sample)
+        for sample in (*self._shared, *self._shown):
+            self._release((sample,))
         self._plans.close()
         self._frames.close()
+
+
+def _free(arrays: Iterable[SharedArray]) -> None:
+    for array in arrays:
+        array.close()
 
 
 def peak_memory() -> int:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from safelight import log
 from safelight.config import EngineConfig
 from safelight.entrypoint import schema
 from safelight.entrypoint.body import Body
@@ -17,17 +16,14 @@ from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
 from safelight.entrypoint.openai import parsing
-from safelight.errors import GenerationFailed, InvalidRequest, JobCancelled, NotFound
+from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
+from safelight.errors import GenerationFailed, InvalidRequest, NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.manager.media import Media
 from safelight.request import TASKS
 from safelight.store.jobs import Output
-from safelight.store.tables import Status
 
-CLIENT_CLOSED = 499  # nginx's number; nobody is there to read it
-
-logger = log.get(__name__)
 router = APIRouter(prefix="/images", tags=["images"], responses=schema.ERRORS)
 
 
@@ -70,10 +66,10 @@ async def _make(
     request, asked = parsing.image_request(body, found, manager.card, limit)
     await manager.submit(request, media=found)
     del found
-    view = await _finished(manager, request.id, http)
+    view = await finished(manager, request.id, http)
     if view is None:
         return Response(status_code=CLIENT_CLOSED)
-    _raise_unless_completed(view)
+    raise_unless_completed(view)
     return await _answer(view, asked, http)
 
 
@@ -86,37 +82,6 @@ async def content(
     if view.request.task not in TASKS["image"]:
         raise NotFound(f"There is no image '{image_id}'.", param="id")
     return await media_response(manager, view, index)
-
-
-async def _finished(manager: RequestManager, job_id: str, http: Request) -> JobView | None:
-    """The ended job; None if the client left first, and then the job is cancelled."""
-    job = asyncio.ensure_future(manager.wait(job_id))
-    left = asyncio.ensure_future(_disconnected(http))
-    try:
-        await asyncio.wait({job, left}, return_when=asyncio.FIRST_COMPLETED)
-        if job.done():
-            return await job
-        logger.info("the client left", job=job_id)
-        await manager.cancel(job_id)
-        return None
-    finally:
-        job.cancel()
-        left.cancel()
-
-
-async def _disconnected(http: Request) -> None:
-    """Returns when the client has gone; the body was read before."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _raise_unless_completed(view: JobView) -> None:
-    if view.status is Status.COMPLETED:
-        return
-    message = view.error_message or f"The job was {view.status}."
-    if view.status is Status.CANCELLED:
-        raise JobCancelled(message)
-    raise GenerationFailed(message, code=view.error_code)
 
 
 async def _answer(view: JobView, asked: schema.ImageBody, http: Request) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class GenericSession:
     spec: SampleSpec
     course: Course
     index: int = 0
+    estimate: None = None
+    """What its latents mean is the pipeline's own."""
     _end: weakref.finalize[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +146,9 @@ class GenericFamily:
         for session in sessions:
             session.finish()
         return [session.course.result for session in sessions]
+
+    def preview(self, session: GenericSession) -> Frames:
+        raise NotImplementedError  # no session has an estimate
 
     def weights(self) -> dict[str, int]:
         return weight_bytes(self.whole.components)

@@ -23,6 +23,7 @@ from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5_image2video 
 )
 
 from safelight.config import EngineConfig
+from safelight.models import frames
 from safelight.models.inputs import image
 from safelight.models.loading import load_pipeline, weight_bytes
 from safelight.models.prompts import PromptCache
@@ -285,10 +286,13 @@ class HunyuanVideo15Family:
         vae = self.pipeline.vae
         latents = torch.cat([s.latents for s in sessions]).to(vae.dtype)
         video = self._vae.decode(latents / vae.config.scaling_factor)
-        if not self._first:
-            return []
-        frames = self.pipeline.video_processor.postprocess_video(video, output_type="np")
-        return list((frames * 255).round().astype("uint8"))
+        return frames.of_videos(self.pipeline.video_processor, video) if self._first else []
+
+    def preview(self, session: HunyuanSession) -> Frames:
+        vae = self.pipeline.vae
+        assert session.estimate is not None
+        latents = frames.one_of(session.estimate).to(vae.dtype) / vae.config.scaling_factor
+        return frames.of_videos(self.pipeline.video_processor, vae.decode(latents).sample)[0]
 
 
 def load(directory: Path, config: EngineConfig, mesh: Mesh) -> HunyuanVideo15Family:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from diffusers.pipelines.ltx2.utils import resolve_default_image_crf
 from PIL import Image
 
 from safelight.config import EngineConfig
+from safelight.models import frames
 from safelight.models.family import Clip
 from safelight.models.inputs import image
 from safelight.models.loading import load_pipeline, weight_bytes
@@ -36,6 +37,9 @@ from safelight.parallel.mesh import Mesh
 from safelight.parallel.sequence import SequenceParallel
 from safelight.parallel.vae import ParallelVae
 from safelight.request import Picture, SampleSpec, Sampling
+
+if TYPE_CHECKING:
+    from safelight.models.family import Frames
 
 
 class LTX2Family:
@@ -291,28 +295,41 @@ class LTX2Family:
 
     def _unpacked(self, sessions: Sequence[LTX2Session]) -> torch.Tensor:
         """[samples, channels, latent frames, latent height, latent width]"""
-        packed = rows([s.latents for s in sessions])
+        return self._in_frames(rows([s.latents for s in sessions]), sessions[0].grid)
+
+    def _in_frames(self, packed: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         patch = self.transformer.config.patch_size
-        unpacked: torch.Tensor = self.pipeline._unpack_latents(packed, *sessions[0].grid, patch, 1)
+        unpacked: torch.Tensor = self.pipeline._unpack_latents(packed, *grid, patch, 1)
         return unpacked
 
     def decode(self, sessions: Sequence[LTX2Session]) -> Sequence[Clip]:
-        vae = self.pipeline.vae
-        latents = self._unpacked(sessions).to(self._text_dtype)
-        latents = self.pipeline._denormalize_latents(
-            latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
-        )
-        options = {}
-        if vae.config.timestep_conditioning:
-            # The pipeline adds no noise here by default: its scale is that of the timestep, 0.
-            options["temb"] = torch.zeros(len(sessions), device=self.device, dtype=latents.dtype)
-        video = self._vae.decode(latents.to(vae.dtype), **options)
+        latents, timestep = self._to_decode(self._unpacked(sessions))
+        video = self._vae.decode(latents, temb=timestep)
         if not self._first:
             return []
-        frames = self.pipeline.video_processor.postprocess_video(video, output_type="np")
+        made = frames.of_videos(self.pipeline.video_processor, video)
         rate = self.pipeline.vocoder.config.output_sampling_rate
-        clips = zip((frames * 255).round().astype("uint8"), self._sounds(sessions), strict=True)
-        return [Clip(frames, sound, rate) for frames, sound in clips]
+        clips = zip(made, self._sounds(sessions), strict=True)
+        return [Clip(video, sound, rate) for video, sound in clips]
+
+    def preview(self, session: LTX2Session) -> Frames:
+        assert session.estimate is not None
+        one = frames.one_of(self._in_frames(session.estimate, session.grid))
+        video = self.pipeline.vae.decode(*self._to_decode(one)).sample
+        return frames.of_videos(self.pipeline.video_processor, video)[0]
+
+    def _to_decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scaled as the VAE has them, in its precision; and a timestep, if it wants one."""
+        vae = self.pipeline.vae
+        latents = self.pipeline._denormalize_latents(
+            latents.to(self._text_dtype),
+            vae.latents_mean,
+            vae.latents_std,
+            vae.config.scaling_factor,
+        )
+        # The pipeline adds no noise here by default: its scale is that of the timestep, 0.
+        still = torch.zeros(len(latents), device=self.device, dtype=latents.dtype)
+        return latents.to(vae.dtype), still if vae.config.timestep_conditioning else None
 
     def _sounds(self, sessions: Sequence[LTX2Session]) -> Sequence[Any]:
         """float32 [samples, channels] of each."""

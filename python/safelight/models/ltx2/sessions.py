@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from safelight.models import samplers
 from safelight.models.session import Denoising
 
 
@@ -71,10 +72,14 @@ class LTX2Session(Denoising):
 
     def follow(self, video: torch.Tensor, sound: torch.Tensor) -> None:
         """Take both samplers' steps with these velocities."""
-        now, held = self.timestep, self.held
+        now, held, before = self.timestep, self.held, self.latents
         moved = self.scheduler.step(
             video[:, held:], now, self.latents[:, held:], return_dict=False
         )[0]
         self.latents = behind(self.latents[:, :held], moved) if held else moved
         self.sound = self.sound_scheduler.step(sound, now, self.sound, return_dict=False)[0]
         self.index += 1
+        self.estimate = None
+        if self.preview_due:
+            clean = samplers.clean(self.scheduler, video[:, held:], before[:, held:], now)
+            self.estimate = behind(before[:, :held], clean) if held else clean

@@ -34,6 +34,7 @@ class RemoteSession:
     """Nothing."""
     index: int = 0
     steps: int = 1
+    estimate: None = None
     picture: np.ndarray | None = None
     failure: GenerationFailed | None = None
 
@@ -75,6 +76,9 @@ class RemoteFamily:
             if session.failure is not None:
                 raise session.failure
         return [session.picture[None] for session in sessions if session.picture is not None]
+
+    def preview(self, session: RemoteSession) -> Frames:
+        raise NotImplementedError  # no session has an estimate
 
     def weights(self) -> dict[str, int]:
         return {}
