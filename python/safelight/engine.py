@@ -175,7 +175,7 @@ class Engine:
         output: Output | None = None,
         n: int = 1,
         format: MediaFormat | None = None,
-        compression: int = 95,
+        compression: int | None = None,
         priority: int = 0,
         destinations: Sequence[Path | str] | None = None,
     ) -> Job:
@@ -194,7 +194,7 @@ class Engine:
                 when `num_frames` is 1.
             n: outputs, with seeds `seed`, `seed + 1`, …
             format: `mp4`, or for images `png` (default), `jpeg`, `webp`.
-            compression: 0 to 100, the quality of jpeg and webp.
+            compression: 0 to 100, the quality of jpeg and webp (95 if left out) and of mp4 (50).
             priority: -100 to 100; higher goes first.
             destinations: where to write the `n` files; by default they go with the engine.
 

@@ -140,6 +140,15 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """SHA-256 of the file, hexadecimal: adapters of one digest are one adapter."""
 
 
+class Clip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A finished video that a sample goes on from: its file is that video, then the sample's frames
+    but the first, which is the video's last one over again."""
+
+    path: str
+    """Absolute path of an MP4 of our own, of the sample's size and rate."""
+    num_frames: int
+
+
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """How and where one sample's frames become a file. Ranks carry it and never read it."""
 
@@ -148,11 +157,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     format: MediaFormat
     fps: int
     compression: int
-    """0 to 100; quality for jpeg and webp, ignored elsewhere."""
+    """0 to 100; quality of jpeg, webp and mp4, ignored elsewhere."""
     parameters: dict[str, str]
     """Embedded in PNG text chunks; empty when switched off."""
     outside: Inputs = Inputs()
     """An image, and the mask outside of which its pixels are to be found in the file."""
+    continues: Clip | None = None
 
 
 class SampleSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,8 +211,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What was in force, or asked for, when it was accepted; nothing changes it later."""
     merged: bool = False
     previews: int = 0
+    continues: Clip | None = None
     extra: dict[str, Any] = {}
     """What the HTTP dialect must echo (for example `user`); the engine does not read it."""
+
+    @property
+    def material(self) -> tuple[str, ...]:
+        """Paths of the files it is made from."""
+        clip = () if self.continues is None else (self.continues.path,)
+        return (*(picture.path for picture in self.inputs.pictures), *clip)
 
     def seed_of(self, index: int) -> int:
         """Seed of sample `index`: as listed, or `seed`, `seed + 1`, …"""

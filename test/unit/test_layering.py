@@ -19,6 +19,7 @@ ROOT = Path(safelight.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("log", "fields", "host"),
+    ("egress",),
     ("config", "request", "metrics"),
     ("wire", "store", "parallel"),
     ("cache", "lora"),

@@ -25,20 +25,20 @@ from safelight.errors import ConfigError, RequestError, SafelightError
 from safelight.models.hub import NO_SPACE
 
 USAGE_ERROR = 2
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
+_SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
 
-SERVE = options.engine_panels()
+_ENGINE = [*options.engine_panels(), options.foreign_panel()]
+SERVE = [*_ENGINE, options.defaults_panel()]
 GENERATE = [
     Panel("Output", fields.declared(GenerateOptions)),
     options.sampling_panel(),
-    *options.engine_panels(),
+    *_ENGINE,
 ]
-BENCH = [
-    Panel("Bench", fields.declared(BenchOptions)),
-    options.sampling_panel(),
-    *options.engine_panels(),
-]
-DOCTOR = [Panel("Output", fields.declared(DoctorOptions)), *options.engine_panels()]
+BENCH = [Panel("Bench", fields.declared(BenchOptions)), options.sampling_panel(), *_ENGINE]
+DOCTOR = [Panel("Output", fields.declared(DoctorOptions)), *_ENGINE]
 
 app = typer.Typer(
     help="Serves diffusion models: text in, images and videos out.",
@@ -59,7 +59,7 @@ def serve(config_file: Path | None, given: dict[str, Any]) -> int:
     from safelight.cli.serve import serve
 
     resolved = _resolve(given, config_file, SERVE)
-    return serve(_prepared(resolved.engine))
+    return serve(_prepared(options.with_defaults(resolved)))
 
 
 def generate(config_file: Path | None, given: dict[str, Any]) -> int:
@@ -129,7 +129,7 @@ app.command("version")(version)
 def _resolve(
     given: dict[str, Any], config_file: Path | None, panels: Sequence[Panel]
 ) -> options.Resolved:
-    everything = options.by_name([*GENERATE, *BENCH, *DOCTOR])
+    everything = options.by_name([*SERVE, *GENERATE, *BENCH, *DOCTOR])
     for warning in options.unknown_variables(everything):
         print(f"safelight: warning: {warning}", file=sys.stderr)
     return options.resolve_config(given, config_file, options.by_name(panels))

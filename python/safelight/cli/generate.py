@@ -62,8 +62,9 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ),
     ] = None
     output_compression: Annotated[
-        int, Meta(ge=0, le=100, description="Quality of jpeg and webp.")
-    ] = 95
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        Meta(description="Quality of jpeg, webp (by default 95) and mp4 (50)."),
+    ] = None
     priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
     save_output: Annotated[
         bool, Meta(description="For the command lines of other engines: files are always saved.")

@@ -13,7 +13,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ import msgspec
 import typer
 
 from safelight import config
+from safelight.cli import foreign
 from safelight.errors import ConfigError
 from safelight.fields import Field, canonical, declared, flag, unknown, variable
 from safelight.request import Sampling
@@ -29,7 +30,13 @@ Layer = Mapping[str, Any]
 Label = Callable[[Field], str]
 
 _METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: ""}
-_ALIASES = {"num_inference_steps": ("--steps",), "output_path": ("-o",), "prompt": ("-p",)}
+_ALIASES = {
+    "num_inference_steps": ("--steps",),
+    "output_path": ("-o",),
+    "prompt": ("-p",),
+    "gpu_ids": ("-g",),
+}
+_DEFAULT = "serve_"
 _CONFIG = Annotated[
     str | None,
     typer.Option(
@@ -49,6 +56,8 @@ class Panel:
     fields: tuple[Field, ...]
     unset: str | None = None
     """What applies when the option is left out, where that is not the declared default."""
+    hidden: bool = False
+    """Whether `--help` leaves it out."""
 
 
 class Resolved(NamedTuple):
@@ -68,6 +77,27 @@ def engine_panels() -> list[Panel]:
 
 def sampling_panel() -> Panel:
     return Panel("Sampling", declared(Sampling), unset="the model's")
+
+
+def foreign_panel() -> Panel:
+    """What users of other systems may type."""
+    return Panel("Others", foreign.fields(), hidden=True)
+
+
+def defaults_panel() -> Panel:
+    """`--serve-guidance-scale` and so on: what requests get that leave a parameter out."""
+    fields = [field for field in declared(Sampling) if field.name != "seed"]
+    renamed = [replace(f, name=_DEFAULT + f.name, default=None, required=True) for f in fields]
+    return Panel("Defaults of requests", tuple(renamed), unset="the model's")
+
+
+def with_defaults(resolved: Resolved) -> dict[str, Any]:
+    """The engine's settings, the `serve_*` ones among `default_sampling`; they win over a file."""
+    given = {k.removeprefix(_DEFAULT): v for k, v in resolved.rest.items()}
+    if not given:
+        return resolved.engine
+    known = resolved.engine.get("default_sampling", {})
+    return {**resolved.engine, "default_sampling": {**known, **given}}
 
 
 def by_name(panels: Sequence[Panel]) -> dict[str, Field]:
@@ -115,7 +145,7 @@ def _annotation(field: Field, panel: Panel) -> Any:
     metavar: str | None = metavar_of(field.type)
     if _plain(field.type) is bool:
         hint, metavar = bool | None, None
-        flags = [f"{field.flag}/--no-{field.flag.removeprefix('--')}"]
+        flags = [f"{name}/--no-{name.removeprefix('--')}" for name in flags]
     elif is_list(field.type):
         hint = list[str] | None
     option = typer.Option(
@@ -124,6 +154,7 @@ def _annotation(field: Field, panel: Panel) -> Any:
         help=_help(field, panel),
         rich_help_panel=panel.title,
         show_default=False,
+        hidden=panel.hidden,
     )
     return Annotated[hint, option]
 
@@ -148,6 +179,8 @@ def metavar_of(hint: Any) -> str:
     plain = _plain(hint)
     if typing.get_origin(plain) is Literal:
         return "|".join(str(value) for value in typing.get_args(plain))
+    if typing.get_origin(plain) is dict:
+        return "MAPPING"
     return "TEXT" if is_list(plain) else _METAVARS[plain]
 
 
@@ -155,9 +188,13 @@ def is_list(hint: Any) -> bool:
     return typing.get_origin(hint) is list
 
 
+def _optional(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 def _plain(hint: Any) -> Any:
     """`X | None` as X."""
-    if isinstance(hint, types.UnionType):
+    if _optional(hint):
         return next(part for part in typing.get_args(hint) if part is not types.NoneType)
     return hint
 
@@ -183,11 +220,12 @@ def resolve_config(
     if config_file is not None:
         layers.append(_file_layer(config_file, fields))
     merged = {name: value for layer in reversed(layers) for name, value in layer.items()}
-    return _split(merged)
+    return _split(foreign.translated(merged))
 
 
 def _file_layer(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
-    values = canonical(config.read_file(path), fields.values())
+    given = {name: value for name, value in config.read_file(path).items() if value is not None}
+    values = canonical(given, fields.values())
     for name in values:
         if name not in fields:
             raise ConfigError(f"{path}: {unknown(name, sorted(fields), what='setting')}")
@@ -196,6 +234,8 @@ def _file_layer(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
 
 def _layer(values: Layer, fields: Mapping[str, Field], label: Label) -> dict[str, Any]:
     """One source, typed; `size` spelt out as width and height, so that sources can overlap."""
+    if "device" in values:
+        values = foreign.spelt_out(values, label(fields["device"]))
     typed = {name: _typed(value, fields[name], label) for name, value in values.items()}
     size = typed.pop("size", None)
     if size is None:
@@ -213,18 +253,25 @@ def _typed(value: Any, field: Field, label: Label) -> Any:
     if field.type == list[str] and isinstance(value, dict):  # a file may map names to paths
         value = [f"{name}={text}" for name, text in value.items()]
     try:
-        return msgspec.convert(value, _annotated(field), strict=False)
+        return msgspec.convert(field.spelled(value), _annotated(field), strict=False)
     except msgspec.ValidationError as failure:
         reason = str(failure)
         raise ConfigError(
-            f"{label(field)}: {reason[0].lower()}{reason[1:]}: {value!r:.80}.",
+            f"{label(field)}: {reason[0].lower()}{reason[1:]}: {value!r:.80}{_fitting(field)}.",
             param=field.name,
         ) from failure
 
 
+def _fitting(field: Field) -> str:
+    """The values that there are, where they can be listed."""
+    if typing.get_origin(_plain(field.type)) is not Literal:
+        return ""
+    return f"; {metavar_of(field.type).replace('|', ', ')} fit"
+
+
 def _annotated(field: Field) -> Any:
     """The field's type with its bounds, where they are allowed: not around `| None`."""
-    if isinstance(field.type, types.UnionType):
+    if _optional(field.type):
         return Annotated[_plain(field.type), field.meta] | None
     return Annotated[field.type, field.meta]
 
@@ -248,13 +295,16 @@ def _split(values: Layer) -> Resolved:
 def unknown_variables(
     fields: Mapping[str, Field], environ: Mapping[str, str] | None = None
 ) -> list[str]:
-    """A sentence for each `SAFELIGHT_*` variable that no field has, naming the nearest."""
+    """A sentence for each `SAFELIGHT_*` variable that no field has, naming the nearest; and for
+    each of another system, naming ours."""
     environ = os.environ if environ is None else environ
     flat = [field for field in fields.values() if not field.file_only]
     names = (name for field in flat for name in (field.name, *field.aliases))
     known = set(map(variable, names))
-    return [
+    misspelt = [
         unknown(name, sorted(known), what="environment variable")
         for name in sorted(environ)
         if name.startswith("SAFELIGHT_") and name not in known
     ]
+    hints = (foreign.variable_hint(name, fields) for name in sorted(environ))
+    return [*misspelt, *(hint for hint in hints if hint is not None)]

@@ -9,7 +9,7 @@ from safelight.config import EngineConfig
 from safelight.entrypoint import envelope, ops
 from safelight.entrypoint.auth import require_key
 from safelight.entrypoint.guard import RequestIdMiddleware
-from safelight.entrypoint.openai import images, models, videos
+from safelight.entrypoint.openai import events, images, models, videos
 from safelight.manager.manager import RequestManager
 
 
@@ -33,6 +33,6 @@ def create_app(manager: RequestManager, config: EngineConfig) -> FastAPI:
 def _v1() -> APIRouter:
     """Everything that needs the key, if there is one."""
     router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)])
-    for part in (videos.router, images.router, models.router, ops.described):
+    for part in (events.router, videos.router, images.router, models.router, ops.described):
         router.include_router(part)
     return router

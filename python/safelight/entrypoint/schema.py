@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel
 
-from safelight.request import ImageFormat, Sampling
+from safelight.request import MAX_PREVIEWS, ImageFormat, Sampling
 
 Size = Annotated[
     str | None, Meta(description="WIDTHxHEIGHT in pixels, or auto: the model's own default.")
@@ -76,6 +76,18 @@ class ImageBody(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = 0
     seed: Seed = None
     round_size: RoundSize = False
+    stream: Annotated[
+        bool, Meta(description="Answer with server-sent events: partial images, then the images.")
+    ] = False
+    partial_images: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_PREVIEWS,
+            description="Pictures of the running estimate of every image, with stream (OpenAI: up "
+            "to 3) or through the job's events.",
+        ),
+    ] = 0
 
 
 class ImageEditBody(ImageBody, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ from safelight.request import (
 )
 
 MAX_PRIORITY = 100
+COMPRESSION: Mapping[Output, int] = {"image": 95, "video": 50}
+"""`output_compression` where none is asked for."""
 _RANDOM_SEEDS = 2**32  # exact in every client's numbers, JavaScript's included
 
 
@@ -38,9 +40,10 @@ def build_request(
     format: MediaFormat | None = None,
     n: int = 1,
     max_outputs: int = 10,
-    compression: int = 95,
+    compression: int | None = None,
     priority: int = 0,
     round_size: bool = False,
+    previews: int = 0,
     extra: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
     """A checked request for `card`'s model.
@@ -52,7 +55,7 @@ def build_request(
     """
     _check_prompt(prompt)
     _check_range("n", n, 1, max_outputs)
-    _check_range("output_compression", compression, 0, 100)
+    _check_range("output_compression", compression or 0, 0, 100)
     _check_range("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
     values = dict(sampling)
     _check_seeds(seeds, n)
@@ -77,10 +80,11 @@ def build_request(
         n=n,
         priority=priority,
         format=_format(task, format),
-        compression=compression,
+        compression=COMPRESSION[output_of(task)] if compression is None else compression,
         created_at=time.time(),
         inputs=inputs,
         seeds=tuple(seeds),
+        previews=previews,
         extra=dict(extra or {}),
     )
 

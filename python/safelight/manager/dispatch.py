@@ -10,6 +10,7 @@ from safelight import __version__
 from safelight.manager.live import LiveJob
 from safelight.models.card import ModelCard
 from safelight.request import (
+    Clip,
     Delivery,
     GenerationRequest,
     Inputs,
@@ -59,6 +60,7 @@ class Dispatcher:
                 compression=request.compression,
                 parameters=parameters(request, index) if self._embed else {},
                 outside=inputs if request.task == "inpainting" else Inputs(),
+                continues=self._clip(request.continues),
             ),
             model=request.model,
             task=request.task,
@@ -77,6 +79,12 @@ class Dispatcher:
 
         mask = None if inputs.mask is None else located(inputs.mask)
         return Inputs(images=tuple(map(located, inputs.images)), mask=mask)
+
+    def _clip(self, clip: Clip | None) -> Clip | None:
+        """With an absolute path."""
+        if clip is None:
+            return None
+        return msgspec.structs.replace(clip, path=str(self._content.located(clip.path)))
 
     def _path(self, live: LiveJob, index: int) -> str:
         if live.destinations is not None:

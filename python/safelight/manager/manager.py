@@ -28,11 +28,11 @@ from safelight.manager.live import LiveJob, ended_view, last_event
 from safelight.manager.media import NONE, Media
 from safelight.manager.models import Models
 from safelight.models.card import ModelCard
-from safelight.request import GenerationRequest, Output, Task, job_of
+from safelight.request import TASKS, GenerationRequest, Output, Task, job_of
 from safelight.store.content import ContentStore
 from safelight.store.jobs import Job, JobStore, Order, Outcome
 from safelight.store.jobs import Output as Stored
-from safelight.store.journal import JobEvent, Journal
+from safelight.store.journal import JobEvent, Journal, Preview
 from safelight.store.tables import Status
 from safelight.wire import messages as m
 
@@ -116,14 +116,17 @@ class RequestManager:
         *,
         media: Media = NONE,
         destinations: Sequence[Path] | None = None,
+        clip: Path | None = None,
     ) -> JobView:
         """Accept a job. `media` are its input pictures, `destinations` absolute paths for its
-        files, one per output.
+        files, one per output, `clip` is the finished video that it continues.
 
-        Raises `Overloaded` or `InvalidRequest`; when it returns, the job is on disk.
+        Raises `Overloaded`, `InvalidRequest`, or `NotFound` if the clip is gone; when it returns,
+        the job is on disk.
         """
         # Shielded: a caller that goes away must not leave a committed row that nobody runs.
-        return await asyncio.shield(self._spawn(self._accept(request, media, destinations)))
+        accepting = self._accept(request, media, destinations, clip)
+        return await asyncio.shield(self._spawn(accepting))
 
     async def job(self, job_id: str) -> JobView:
         """The job as it is now. Raises `NotFound`."""
@@ -162,6 +165,13 @@ class RequestManager:
                 yield event
                 seen = event.number
 
+    async def preview(self, job_id: str, index: int, number: int) -> Preview | None:
+        """The newest of that number of a sample. Raises `NotFound` if there is no such job."""
+        live = self._live.get(job_id)
+        events = await self._past(job_id) if live is None else live.events
+        shown = (event.preview for event in reversed(events) if event.preview is not None)
+        return next((p for p in shown if (p.sample, p.number) == (index, number)), None)
+
     async def _past(self, job_id: str) -> Sequence[JobEvent]:
         """Of a job that has ended."""
         job = await self._row(job_id)
@@ -186,6 +196,12 @@ class RequestManager:
         """Stop a job; one that has ended stays as it is. Raises `NotFound`."""
         await self._end(job_id, Status.CANCELLED, "cancelled", "The job was cancelled.")
         return await self.job(job_id)
+
+    def abandon(self, job_id: str) -> None:
+        """Stop a job that nobody waits for any more. Does not wait itself: whoever is being
+        cancelled can say it."""
+        text = "The client left before the job was done."
+        self._spawn(self._end(job_id, Status.CANCELLED, "cancelled", text), self._fell)
 
     async def delete(self, job_id: str) -> None:
         """Stop a job if it runs, remove its row and its files. Raises `NotFound`."""
@@ -235,12 +251,16 @@ class RequestManager:
     # -------------------------------------------------------------------------------- accepting
 
     async def _accept(
-        self, request: GenerationRequest, media: Media, destinations: Sequence[Path] | None
+        self,
+        request: GenerationRequest,
+        media: Media,
+        destinations: Sequence[Path] | None,
+        clip: Path | None,
     ) -> JobView:
         now = time.monotonic()
         etas = [eta for live in self._live.values() for eta in live.etas(now)]
         with self._admission.entering(request.n, etas, self.load.backlog):
-            job = await self._commit(request, media, destinations)
+            job = await self._commit(request, media, destinations, clip)
             live = self._live[request.id] = LiveJob(job, (), self._journal(job))
         view = live.view()
         await self._dispatch(live)
@@ -248,9 +268,13 @@ class RequestManager:
         return view
 
     async def _commit(
-        self, request: GenerationRequest, media: Media, destinations: Sequence[Path] | None
+        self,
+        request: GenerationRequest,
+        media: Media,
+        destinations: Sequence[Path] | None,
+        clip: Path | None,
     ) -> Job:
-        """Its pictures, then its row. Raises `Unavailable` if there is no place for them."""
+        """What it is made from, then its row. Raises `Unavailable` if there is no place for it."""
         places = None if destinations is None else [str(path) for path in destinations]
         files = media.files(request.inputs)
         try:
@@ -258,8 +282,14 @@ class RequestManager:
                 await self._db.run(partial(self.content_store.prepare, request.id))
             if files:  # large: nobody's row shall wait for them
                 await asyncio.to_thread(self.content_store.keep, files)
+            if clip is not None and request.continues is not None:
+                adopted = {request.continues.path: clip}
+                await asyncio.to_thread(self.content_store.adopt, adopted)
+        except NotFound:
+            await self._db.run(partial(self.content_store.forget, request.material))
+            raise
         except OSError as failure:
-            await self._db.run(partial(self.content_store.forget, files))
+            await self._db.run(partial(self.content_store.forget, request.material))
             text = f"The job cannot be kept: {failure.strerror}."
             raise Unavailable(text, code="storage_failed") from failure
         return await self._db.call(JobStore.add, request, places)
@@ -465,12 +495,18 @@ class RequestManager:
         if (live := self._live.pop(job.request.id, None)) is None:
             return
         running = live.missing()
-        await self._db.run(
-            partial(self.content_store.forget, [p.path for p in job.request.inputs.pictures])
-        )
+        await self._db.run(partial(self._tidy, job))
         live.topic.end(live.ended(job, self._absolute(job.outputs)))
         if running:
             await self._channels.send(m.Cancel(samples=running))
+
+    def _tidy(self, job: Job) -> None:
+        """What the job was made from: pictures of a finished video serve its remixes."""
+        request = job.request
+        ours = job.status is Status.COMPLETED and job.destinations is None
+        if ours and request.task in TASKS["video"]:
+            self.content_store.retain([picture.path for picture in request.inputs.pictures])
+        self.content_store.forget(request.material)
 
     async def _erase(self, job_id: str) -> None:
         """Files first, then the row: if this is cut short, the next start repeats it."""

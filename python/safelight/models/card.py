@@ -127,8 +127,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         if not able:
             given = "a mask" if inputs.mask else "an input image" if inputs.images else "a prompt"
             what = f"{output or 'anything'} from {given}" + ("" if inputs.images else " alone")
+            why = f" ({self.limits['tasks']})" if "tasks" in self.limits else ""
             raise InvalidRequest(
-                f"{self.name} cannot make {what}; it does {', '.join(self.tasks)}.", param="model"
+                f"{self.name} cannot make {what}; it does {', '.join(self.tasks)}{why}.",
+                param="model",
             )
         frames = num_frames or self.defaults.get("num_frames", 1)
         return able[-1] if frames == 1 else able[0]
@@ -147,7 +149,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         """
         task = task or self.task_for(None, inputs, frame_count(values.get("num_frames")))
         sampling = self.fill(values, strict=strict, task=task, inputs=inputs)
-        self._check_used(values, sampling)
+        self.check_used(values, sampling)
         self.check(sampling, task, inputs)
         return sampling
 
@@ -180,7 +182,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
             found[name] = min(legal.nearest(value), key=lambda near: abs(near - value))
         return found
 
-    def _check_used(self, given: Mapping[str, Any], sampling: Sampling) -> None:
+    def check_used(self, given: Mapping[str, Any], sampling: Sampling) -> None:
         """Raise `InvalidRequest` for a parameter without an effect, unless it asks for none."""
         used = {*ALWAYS, *self.parameters}
         for name in given:
@@ -207,15 +209,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
             )
         self._check_inputs(task, inputs)
         for name in ("width", "height", "num_frames"):
-            legal: Range = getattr(self, name)
-            value: int = getattr(sampling, name)
-            if value not in legal:
-                near = " or ".join(str(v) for v in legal.nearest(value))
-                raise InvalidRequest(
-                    f"'{name}' is {value}; {self.name} takes {legal.min} to {legal.max} in steps "
-                    f"of {legal.step}. Nearest: {near}.",
-                    param=name,
-                )
+            self.check_range(name, getattr(sampling, name))
         if (tokens := self.tokens(sampling, inputs)) > self.max_tokens:
             raise InvalidRequest(
                 f"{_described(sampling, inputs)} is {tokens} tokens; {self.name} takes at most "
@@ -223,6 +217,17 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
                 param="size",
             )
         self._check_shards(sampling, inputs)
+
+    def check_range(self, name: str, value: int) -> None:
+        """Raise `InvalidRequest` unless `width`, `height` or `num_frames` may be `value`."""
+        legal: Range = getattr(self, name)
+        if value not in legal:
+            near = " or ".join(str(v) for v in legal.nearest(value))
+            raise InvalidRequest(
+                f"'{name}' is {value}; {self.name} takes {legal.min} to {legal.max} in steps "
+                f"of {legal.step}. Nearest: {near}.",
+                param=name,
+            )
 
     def _check_inputs(self, task: Task, inputs: Inputs) -> None:
         if task in ("text-to-image", "text-to-video"):

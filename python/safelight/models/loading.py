@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from safelight.config import EngineConfig, ModelConfig
 from safelight.errors import ConfigError
-from safelight.models import checkpoint, quantized, sources
+from safelight.models import checkpoint, quantized, sources, tuning
 from safelight.parallel import encoders
 from safelight.parallel.mesh import Mesh
 from safelight.parallel.tensor import load_encoder
@@ -70,6 +70,7 @@ def load_pipeline(
             **loaded,
         )
     place(pipeline.components, config.model, mesh.device)
+    tuning.tune(pipeline.components, config.model, mesh.device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -266,16 +267,22 @@ def place(components: Mapping[str, Any], config: ModelConfig, device: torch.devi
         if not isinstance(module, torch.nn.Module):
             continue
         if config.text_encoder_cpu_offload and name.startswith("text_encoder"):
-            offload(module, device)
+            offload(module, device, pin=config.pin_cpu_memory)
         else:
             module.to(device)
 
 
-def offload(module: torch.nn.Module, device: torch.device) -> None:
-    """Keep the weights in host memory, on `device` only what runs."""
+def offload(module: torch.nn.Module, device: torch.device, *, pin: bool = True) -> None:
+    """Keep the weights in host memory, on `device` only what runs; `pin`: pinned from the start."""
     if device.type == "cpu":
         return
-    apply_group_offloading(module, onload_device=device, offload_type="leaf_level", use_stream=True)
+    apply_group_offloading(
+        module,
+        onload_device=device,
+        offload_type="leaf_level",
+        use_stream=True,
+        low_cpu_mem_usage=not pin,
+    )
 
 
 def weight_bytes(components: Mapping[str, Any]) -> dict[str, int]:

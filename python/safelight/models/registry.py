@@ -17,7 +17,7 @@ import msgspec
 from safelight.builtin import builtin_model
 from safelight.config import EngineConfig, ModelConfig
 from safelight.errors import ConfigError
-from safelight.models import hub, plugins
+from safelight.models import hub, plugins, served
 from safelight.models.card import CardOverrides, ModelCard
 from safelight.parallel import providers, vaes
 from safelight.parallel.layout import Capabilities, check, complete
@@ -174,6 +174,7 @@ def load_card(config: EngineConfig) -> ModelCard:
     card: ModelCard = spec.card(directory, name or config.model_name)
     card = overrides.apply(card)
     even = layout.even or config.parallel.sequence_parallel_backend == "xfuser"
+    card = served.offered(card, config.model)
     return msgspec.structs.replace(card, shards=layout.sp, even_shards=even)
 
 

@@ -71,8 +71,16 @@ def _write(message: Frames, material: Material, encoder: video.Encoder) -> Media
         media_type = video.MEDIA_TYPE
         file = writing.write(
             path,
-            lambda to: encoder.encode(frames, to, fps=delivery.fps, sound=material.sound),
+            lambda to: encoder.encode(
+                frames,
+                to,
+                fps=delivery.fps,
+                sound=material.sound,
+                compression=delivery.compression,
+                after=delivery.continues,
+            ),
         )
+        count += 0 if delivery.continues is None else delivery.continues.num_frames - 1
     else:
         media_type = images.MEDIA_TYPES[delivery.format]
         file = writing.write(path, lambda to: _picture(frames, to, delivery))

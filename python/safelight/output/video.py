@@ -18,12 +18,16 @@ from pathlib import Path
 import imageio_ffmpeg
 
 from safelight.errors import GenerationFailed
-from safelight.output import writing
+from safelight.output import stitching, writing
 from safelight.output.frames import SharedFrames, SharedSound
+from safelight.output.stitching import Seam
+from safelight.request import Clip
 
 MEDIA_TYPE = "video/mp4"
 
-_CRF = "17"  # visually lossless
+# By `compression`: 50, the default, is visually lossless; 0 is the least x264 can do. 100 stops
+# short of its lossless mode, which is of a profile that most players do not have.
+_WORST, _USUAL, _BEST = 51, 17, 1
 # 17 frames of 832x480 on one core: ultrafast 0.06 s, veryfast 0.14 s, medium 0.29 s; the files of
 # veryfast are 1.1 times, of ultrafast 3.6 times as large as medium's.
 _PRESET = "veryfast"
@@ -48,18 +52,28 @@ class Encoder:
         self._stopped = False
 
     def encode(
-        self, frames: SharedFrames, target: Path, *, fps: int, sound: SharedSound | None = None
+        self,
+        frames: SharedFrames,
+        target: Path,
+        *,
+        fps: int,
+        sound: SharedSound | None = None,
+        compression: int = 50,
+        after: Clip | None = None,
     ) -> None:
         """Write `frames` to `target`, a video of `even_size(frames)`.
 
         Every frame is kept and lasts 1/fps seconds. yuv420p needs even sides: an odd one is made
         even by repeating its last row or column. `sound` is cut, or goes on in silence, to the
-        length of the video. Raises `GenerationFailed` with ffmpeg's last words.
+        length of the video. `compression`, 0 to 100, is the quality. `after` is a clip that the
+        frames go on from: see `stitching`. Raises `GenerationFailed` with ffmpeg's last words.
         """
         inherited = () if sound is None else (sound.fd,)
         for fd in (frames.fd, *inherited):
             os.lseek(fd, 0, os.SEEK_SET)
-        status, words = self._run(command(frames, target, fps, sound), frames.fd, inherited)
+        seam = None if after is None else _seam(after, frames, fps, sound)
+        arguments = command(frames, target, fps, sound, compression, seam)
+        status, words = self._run(arguments, frames.fd, inherited)
         if status != 0:
             raise _failure(status, words, target)
 
@@ -97,19 +111,40 @@ def even_size(frames: SharedFrames) -> tuple[int, int]:
     return width + width % 2, height + height % 2
 
 
+def crf(compression: int) -> int:
+    """x264's constant rate factor for a quality of 0 to 100: less is better."""
+    if compression <= 50:
+        return round(_WORST + (_USUAL - _WORST) * max(0, compression) / 50)
+    return round(_USUAL + (_BEST - _USUAL) * (min(100, compression) - 50) / 50)
+
+
+def _seam(after: Clip, frames: SharedFrames, fps: int, sound: SharedSound | None) -> Seam:
+    heard = stitching.has_sound(executable(), Path(after.path))
+    return Seam(after, frames.shape[0], fps, sound, heard)
+
+
 def command(
-    frames: SharedFrames, target: Path, fps: int, sound: SharedSound | None = None
+    frames: SharedFrames,
+    target: Path,
+    fps: int,
+    sound: SharedSound | None = None,
+    compression: int = 50,
+    seam: Seam | None = None,
 ) -> list[str]:
     """The ffmpeg command line."""
     count, height, width, _ = frames.shape
-    threads = min(_MAX_THREADS, 1 + count * height * width // _PIXELS_PER_THREAD)
+    total = count if seam is None else seam.total
+    threads = min(_MAX_THREADS, 1 + total * height * width // _PIXELS_PER_THREAD)
+    if seam is None:
+        made = ["-vf", _filters(frames), "-frames:v", str(count), *_audio(sound, count, fps)]
+    else:
+        made = seam.arguments(_filters(frames), _AUDIO_BIT_RATE)
     return [
         executable(), "-hide_banner", "-loglevel", "error", "-nostats", "-y",
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}",
-        "-framerate", str(fps), "-i", "pipe:0", *_heard(sound),
-        "-vf", _filters(frames), "-fps_mode", "passthrough", "-frames:v", str(count),
-        *_audio(sound, count, fps),
-        "-c:v", "libx264", "-preset", _PRESET, "-crf", _CRF, "-threads", str(threads),
+        "-framerate", str(fps), "-i", "pipe:0", *_heard(sound), *made,
+        "-fps_mode", "passthrough", "-c:v", "libx264", "-preset", _PRESET,
+        "-crf", str(crf(compression)), "-threads", str(threads),
         "-movflags", "+faststart", "-fflags", "+bitexact", "-flags:v", "+bitexact",
         "-f", "mp4", str(target),
     ]  # fmt: skip

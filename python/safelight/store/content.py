@@ -1,8 +1,9 @@
-"""Finished files, `<root>/<job id>/<index>.<extension>`, beside them the input pictures of
-unfinished jobs, and nothing outside the root."""
+"""Finished files, `<root>/<job id>/<index>.<extension>`, beside them what they are
+made from, and nothing outside the root."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,6 +20,12 @@ MEDIA_TYPES: dict[MediaFormat, str] = {
     "mp4": "video/mp4",
 }
 _EXTENSIONS: dict[MediaFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "mp4": "mp4"}
+MAX_RETAINED = 32 * 2**20
+"""Bytes of the input pictures of one finished job that are worth keeping."""
+
+_RETAINED = ".kept"
+_BY_EXTENSION = {f".{extension}": MEDIA_TYPES[f] for f, extension in _EXTENSIONS.items()}
+_BY_EXTENSION[".jpeg"] = MEDIA_TYPES["jpeg"]
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -56,6 +63,38 @@ class ContentStore:
             _flush(directory)
             _flush(directory.parent)
 
+    def adopt(self, files: Mapping[str, Path]) -> None:
+        """Make files of other jobs a job's own, by their stored names: their content is shared and
+        stays when the others are deleted; durable when it returns. Raises `NotFound`."""
+        for name, source in files.items():
+            path = self.located(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _link(source, path)
+            except FileNotFoundError:
+                raise NotFound("The file is no longer there.", code="content_gone") from None
+            _flush(path.parent)
+
+    def retain(self, names: Iterable[str]) -> None:
+        """Keep a finished job's input pictures, for others that are made from the same ones; none
+        if they are large."""
+        paths = [self.located(name) for name in names]
+        if sum(path.stat().st_size for path in paths if path.exists()) > MAX_RETAINED:
+            for path in paths:
+                self.discard(path)
+            return
+        for path in paths:
+            if path.exists():
+                path.rename(path.with_suffix(_RETAINED))
+
+    def retained(self, name: str) -> bytes:
+        """A finished job's input picture, if it was kept. Raises `NotFound`."""
+        path = self.located(name)
+        for place in (path, path.with_suffix(_RETAINED)):  # in this order: it may just be renamed
+            with contextlib.suppress(FileNotFoundError):
+                return place.read_bytes()
+        raise NotFound("The file is no longer there.", code="content_gone")
+
     def sweep(self, unfinished: Container[str]) -> None:
         """Remove input pictures of all but these jobs: those that a crash left behind."""
         for path in self.root.glob("*/*.raw"):
@@ -89,6 +128,10 @@ class ContentStore:
         except FileNotFoundError:
             raise NotFound("The file is no longer there.", code="content_gone") from None
 
+    def beside(self, path: Path, name: str) -> Path:
+        """Where what is made of a finished file is kept: it goes when that goes."""
+        return path.with_name(f"{path.stem}.{name}")
+
     def delete(self, job_id: str) -> None:
         """Remove a job's files. Files that the caller had put elsewhere stay."""
         shutil.rmtree(self._directory(job_id), ignore_errors=True)
@@ -112,9 +155,25 @@ class ContentStore:
         return self.root / job_id
 
 
-def _flush(directory: Path) -> None:
-    """Make the names in it durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _link(source: Path, path: Path) -> None:
+    """A second name of the file, or a durable copy where the file system has no such names."""
+    try:
+        os.link(source, path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, path)
+        _flush(path)
+
+
+def media_type_of(path: Path) -> str:
+    """The MIME type of a file of ours, by its extension."""
+    return _BY_EXTENSION[path.suffix]
+
+
+def _flush(path: Path) -> None:
+    """Make a file's content durable, or the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -15,13 +15,13 @@ from safelight.entrypoint.body import Body
 from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
-from safelight.entrypoint.openai import parsing
+from safelight.entrypoint.openai import parsing, streaming
 from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
 from safelight.errors import GenerationFailed, InvalidRequest, NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.manager.media import Media
-from safelight.request import TASKS
+from safelight.request import TASKS, GenerationRequest
 from safelight.store.jobs import Output
 
 router = APIRouter(prefix="/images", tags=["images"], responses=schema.ERRORS)
@@ -35,7 +35,8 @@ router = APIRouter(prefix="/images", tags=["images"], responses=schema.ERRORS)
 )
 async def generate(body: ParsedBody, manager: Manager, config: Config, http: Request) -> Any:
     """Generate images and answer when they are there. A client that leaves cancels the job."""
-    return await _make(body, await _pictures(body, config), manager, config, http)
+    found = await _pictures(body, config)
+    return await _make(body, found, manager, config, http, "image_generation")
 
 
 @router.post(
@@ -47,8 +48,8 @@ async def generate(body: ParsedBody, manager: Manager, config: Config, http: Req
 async def edit(body: ParsedBody, manager: Manager, config: Config, http: Request) -> Any:
     """Make images from one or several input images and a prompt; with a mask, only where it is
     transparent (or white, if it is opaque) is anything changed."""
-    found = _pictures(body, config, required=True)
-    return await _make(body, await found, manager, config, http)
+    found = await _pictures(body, config, required=True)
+    return await _make(body, found, manager, config, http, "image_edit")
 
 
 async def _pictures(body: Body, config: EngineConfig, *, required: bool = False) -> Media:
@@ -59,13 +60,20 @@ async def _pictures(body: Body, config: EngineConfig, *, required: bool = False)
 
 
 async def _make(
-    body: Body, found: Media, manager: RequestManager, config: EngineConfig, http: Request
+    body: Body,
+    found: Media,
+    manager: RequestManager,
+    config: EngineConfig,
+    http: Request,
+    kind: streaming.Kind,
 ) -> Any:
     """`found` must be held by nobody else: its pixels shall not wait with the client."""
     limit = config.server.max_outputs
     request, asked = parsing.image_request(body, found, manager.card, limit)
     await manager.submit(request, media=found)
     del found
+    if asked.stream:
+        return streaming.respond(manager, request, kind, _common(request))
     view = await finished(manager, request.id, http)
     if view is None:
         return Response(status_code=CLIENT_CLOSED)
@@ -84,14 +92,19 @@ async def content(
     return await media_response(manager, view, index)
 
 
+def _common(request: GenerationRequest) -> dict[str, str]:
+    """What holds for all images of a request."""
+    sampling = request.sampling
+    return {"output_format": request.format, "size": f"{sampling.width}x{sampling.height}"}
+
+
 async def _answer(view: JobView, asked: schema.ImageBody, http: Request) -> dict[str, Any]:
     request = view.request
     data = [await _image(output, asked, _url(http, view.id, i)) for i, output in _numbered(view)]
     answer = {
         "created": int(view.completed_at or view.created_at),
         "data": data,
-        "output_format": request.format,
-        "size": f"{request.sampling.width}x{request.sampling.height}",
+        **_common(request),
         "id": view.id,
         "model": request.model,
         "seed": request.seed_of(0),

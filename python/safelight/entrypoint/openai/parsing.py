@@ -29,7 +29,6 @@ HINTS = frozenset(
         "complexity",
         "input_fidelity",
         "moderation",
-        "partial_images",
         "quality",
         "safety_identifier",
         "style",
@@ -42,7 +41,6 @@ MEANINGFUL = frozenset(
     {
         "characters",
         "frame_count",
-        "stream",
         "svg",
     }
 )
@@ -117,6 +115,7 @@ def image_request(
             compression=own.output_compression,
             priority=own.priority,
             round_size=own.round_size,
+            previews=own.partial_images,
             extra=parts.extra,
         )
     except InvalidRequest as failure:

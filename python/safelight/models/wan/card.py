@@ -47,8 +47,8 @@ class WanCard(ModelCard, frozen=True, kw_only=True):
             values = {**values, "guidance_scale_2": scales[0]}
         return super().fill(values, strict=strict, task=task, inputs=inputs)
 
-    def _check_used(self, given: Mapping[str, Any], sampling: Sampling) -> None:
-        super()._check_used(given, sampling)
+    def check_used(self, given: Mapping[str, Any], sampling: Sampling) -> None:
+        super().check_used(given, sampling)
         scale, second = sampling.guidance_scale, sampling.guidance_scale_2
         if given.get("guidance_scale_2") is not None and scale <= 1 and (second or 0) > 1:
             raise InvalidRequest(

@@ -1,0 +1,62 @@
+"""Server-sent events (WHATWG HTML, section 9.2), as the OpenAI SDKs read them: every block has
+data, and what keeps the connection alive is a comment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import StreamingResponse
+
+from safelight.entrypoint import envelope
+from safelight.errors import SafelightError
+
+KEEP_ALIVE_S = 15.0
+"""Proxies end connections on which nothing comes for a minute or less."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One block."""
+
+    name: str
+    data: dict[str, Any]
+    id: str | None = None
+
+    def encode(self) -> bytes:
+        data = msgspec.json.encode(self.data).decode()
+        return format_sse_event(event=self.name, data_str=data, id=self.id)
+
+
+def respond(events: AsyncGenerator[Event]) -> StreamingResponse:
+    """Send the events as they come. A client that leaves closes the generator."""
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(_blocks(events), media_type="text/event-stream", headers=headers)
+
+
+async def _blocks(events: AsyncGenerator[Event]) -> AsyncIterator[bytes]:
+    try:
+        async for event in _in_time(events):
+            yield KEEPALIVE_COMMENT if event is None else event.encode()
+    except SafelightError as failure:
+        # Nested: the SDKs raise that, and take anything else for an event.
+        yield b"data: " + bytes(envelope.of(failure).body) + b"\n\n"
+    finally:
+        await events.aclose()
+
+
+async def _in_time(events: AsyncGenerator[Event]) -> AsyncIterator[Event | None]:
+    """The events; None where none has come for long."""
+    while True:
+        coming = asyncio.ensure_future(anext(events))
+        try:
+            while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_S))[0]:
+                yield None
+            yield coming.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})
