@@ -7,6 +7,7 @@ unique in the whole tree. Precedence: command line, environment, file, default.
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -313,6 +314,36 @@ class ModelsConfig(_Section, frozen=True):
     ] = None
 
 
+class LoraConfig(_Section, frozen=True):
+    """Adapters (LoRA): which ones requests can name, and which one is in force from the start."""
+
+    lora_dir: Annotated[
+        str | None,
+        Meta(description="Directory of .safetensors files that requests name by their stems."),
+    ] = None
+    lora_path: Annotated[
+        str | None,
+        Meta(
+            description="Adapter of the first model from the start: a .safetensors file, a "
+            "directory with one, or a hub id."
+        ),
+    ] = None
+    lora_name: Annotated[
+        str | None, Meta(description="File in the directory or repository of --lora-path.")
+    ] = None
+    lora_nickname: Annotated[
+        str | None, Meta(description="Name of that adapter; by default its file's stem.")
+    ] = None
+    lora_scale: Annotated[float, Meta(ge=-10, le=10, description="Strength of that adapter.")] = 1.0
+    disable_fuse_lora: Annotated[
+        bool,
+        Meta(
+            description="Keep adapters that are set beside the weights, unless a merge is asked "
+            "for; else they are merged into them."
+        ),
+    ] = False
+
+
 class SchedulingConfig(_Section, frozen=True):
     """How steps are shared out."""
 
@@ -352,6 +383,35 @@ class ServerConfig(_Section, frozen=True):
     max_input_pixels: Annotated[
         int, Meta(ge=1, le=2**30, description="Pixels of a request's input pictures together.")
     ] = 2**25
+    fetch_urls: Annotated[
+        bool,
+        Meta(
+            description="Fetch input pictures that requests name by URL: from public addresses "
+            "only, on ports 80 and 443, without redirects to elsewhere."
+        ),
+    ] = False
+    fetch_hosts: Annotated[
+        list[str],
+        Meta(
+            description="A host that they may come from, *.example.org for all below one; repeat "
+            "it. By default any."
+        ),
+    ] = []
+    fetch_timeout: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Seconds that fetching a request's pictures may take."),
+    ] = 20.0
+    fetch_max_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=2**34, description="Bytes that are fetched for one request, at most."),
+    ] = 32 * 2**20
+    fetch_private: Annotated[
+        bool,
+        Meta(
+            description="Fetch from private addresses and other ports too, this machine's and its "
+            "cloud's own services included: name the hosts."
+        ),
+    ] = False
 
 
 class StorageConfig(_Section, frozen=True):
@@ -363,6 +423,45 @@ class StorageConfig(_Section, frozen=True):
     embed_parameters: Annotated[
         bool, Meta(description="Write the resolved parameters into PNG text chunks.")
     ] = True
+
+
+WebhookEvent = Literal["video.completed", "video.failed", "image.completed", "image.failed"]
+"""What webhook endpoints can hear of."""
+
+
+class WebhookConfig(_Section, frozen=True):
+    """Who is told over HTTP that a job has ended."""
+
+    webhook_url: Annotated[
+        list[str],
+        Meta(
+            max_length=32,
+            description="Where signed events are sent when a job ends; repeat it for several.",
+        ),
+    ] = []
+    webhook_secret: Annotated[
+        str | None,
+        Meta(description="What they are signed with: whsec_ and 24 to 64 random bytes in base64."),
+    ] = None
+    webhook_events: Annotated[
+        list[WebhookEvent],
+        Meta(
+            description="Which events those URLs get, by default video.completed and video.failed; "
+            "repeat it."
+        ),
+    ] = []
+    webhook_allow_private: Annotated[
+        bool,
+        Meta(
+            description="Let endpoints that are registered over HTTP be on private networks and "
+            "on any port."
+        ),
+    ] = False
+
+    @property
+    def heard(self) -> tuple[WebhookEvent, ...]:
+        """What the URLs get, each once."""
+        return tuple(dict.fromkeys(self.webhook_events)) or ("video.completed", "video.failed")
 
 
 class RuntimeConfig(_Section, frozen=True):
@@ -414,9 +513,11 @@ class EngineConfig(_Section, frozen=True):
     models: ModelsConfig = ModelsConfig()
     served: tuple[ServedModel, ...] = ()
     """The models, if there are several; `model` and `parallel` are what they have in common."""
+    lora: LoraConfig = LoraConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
     server: ServerConfig = ServerConfig()
     storage: StorageConfig = StorageConfig()
+    webhooks: WebhookConfig = WebhookConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @property
@@ -455,9 +556,11 @@ SECTIONS: Mapping[str, type[_Section]] = {
     "model": ModelConfig,
     "parallel": ParallelConfig,
     "models": ModelsConfig,
+    "lora": LoraConfig,
     "scheduling": SchedulingConfig,
     "server": ServerConfig,
     "storage": StorageConfig,
+    "webhooks": WebhookConfig,
     "runtime": RuntimeConfig,
 }
 
@@ -485,7 +588,20 @@ def build(values: Mapping[str, Any], *, strict: bool = True) -> EngineConfig:
     config = msgspec.structs.replace(config, served=tuple(_served(config, values)))
     for entry in config.entries:
         _check_entry(entry)
+    _check_lora(config.lora)
+    _check_webhooks(config.webhooks)
     return config
+
+
+def _check_lora(lora: LoraConfig) -> None:
+    given = {"lora_name": lora.lora_name, "lora_nickname": lora.lora_nickname}
+    for name, value in given.items():
+        if value is not None and lora.lora_path is None:
+            raise ConfigError(
+                f"{fields.flag(name)} {value} says more about --lora-path, which is not given: "
+                "give the directory or repository of the adapter.",
+                param=name,
+            )
 
 
 def _check_entry(entry: ServedModel) -> None:
@@ -496,6 +612,32 @@ def _check_entry(entry: ServedModel) -> None:
             param="tp_size",
         )
     fields.convert(VaeConfig, entry.model.vae_config, error=ConfigError)
+
+
+def _check_webhooks(webhooks: WebhookConfig) -> None:
+    for url in webhooks.webhook_url:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--webhook-url {url}: write a whole URL, http:// or https://.",
+                param="webhook_url",
+            )
+    if (webhooks.webhook_url or webhooks.webhook_secret) and not _is_secret(
+        webhooks.webhook_secret or ""
+    ):
+        raise ConfigError(
+            "--webhook-url needs a --webhook-secret to sign with: whsec_ and 24 to 64 random bytes "
+            'in base64, as "whsec_$(openssl rand -base64 32)" makes them.',
+            param="webhook_secret",
+        )
+
+
+def _is_secret(text: str) -> bool:
+    """Of the form that Standard Webhooks prescribes."""
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return False
+    return text.startswith("whsec_") and 24 <= len(key) <= 64
 
 
 _OF_A_MODEL = (ModelConfig, ParallelConfig)

@@ -31,7 +31,7 @@ _MAX_ADDRESSES = 4  # of one name that are tried
 _RESOLVERS = 8  # threads: a slow name server must hold up nothing but other names
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is routed between networks (IANA): mapped, NAT64, local and multicast are not."""
+"""All of IPv6 that is routed between networks; mapped, NAT64, local and multicast are not."""
 _SPECIAL = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -90,28 +90,30 @@ async def fetch(
     url: str,
     *,
     max_bytes: int,
-    timeout: float,
+    patience: float,
     allow_private: bool = False,
     hosts: Sequence[str] = (),
     name: str = "url",
     resolve: Resolve = resolved,
 ) -> bytes:
-    """What is at `url`, `max_bytes` at most, within `timeout` seconds in all.
+    """What is at `url`, `max_bytes` at most, within `patience` seconds in all.
 
     `hosts`: those it may be fetched from (`*.` before a name: all below it), if not from all.
     Raises `InvalidRequest` for the field `name`; what the remote side said is only in the log.
     """
     try:
         async with (
-            asyncio.timeout(timeout),
-            client(allow_private=allow_private, timeout=timeout, resolve=resolve) as http,
+            asyncio.timeout(patience),
+            client(allow_private=allow_private, timeout=patience, resolve=resolve) as http,
         ):
             return await _fetched(http, _parsed(url, hosts), max_bytes, hosts)
     except TimeoutError as failure:
-        raise _failed(name, f"it took longer than {timeout:g} seconds", failure) from failure
+        raise _failed(name, f"it took longer than {patience:g} seconds", failure) from failure
     except Refused as failure:
         raise _failed(name, str(failure), failure) from failure
-    except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
+    except httpx2.InvalidURL as failure:
+        raise _failed(name, "the URL cannot be read", failure) from failure
+    except httpx2.HTTPError as failure:
         raise _failed(name, "the connection failed", failure) from failure
 
 

@@ -7,6 +7,7 @@
     │   ├── InvalidRequest        a field is wrong                    400
     │   │   └── UnknownField      a field is not known                400
     │   ├── Unauthorized          the key is missing or wrong         401
+    │   ├── Forbidden             a page of another site sent it      403
     │   ├── NotFound              no such job, route or content       404
     │   │   └── ModelNotFound     no such model                       404
     │   ├── PayloadTooLarge       the body is over the limit          413
@@ -65,6 +66,13 @@ class UnknownField(InvalidRequest):
 class Unauthorized(RequestError):
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """A browser sent it for a page of another site, and there is no key that the page lacks."""
+
+    status = 403
+    code = "cross_site"
 
 
 class NotFound(RequestError):

@@ -25,6 +25,11 @@ TASKS: Mapping[Output, tuple[Task, ...]] = {
 }
 """What each kind of output can be made from."""
 
+Preset = Literal["maximum", "high", "medium", "low", "default"]
+PRESETS: Mapping[Preset, int] = {"maximum": 100, "high": 90, "medium": 55, "low": 35}
+"""Compression by the names that SGLang Diffusion has for it; `default` is one of the next."""
+DEFAULT_PRESET: Mapping[Output, int] = {"image": 75, "video": 50}
+
 MAX_PREVIEWS = 16
 MAX_PROMPT = 32_000  # characters; the OpenAI limit
 MAX_SEED = 2**63 - 1

@@ -149,9 +149,14 @@ class Stepper:
     def __init__(self, family: Any, mesh: Any) -> None:
         self.frames: dict[str, np.ndarray] = {}
         self.sound: dict[str, np.ndarray] = {}
+        self.previews: dict[int, np.ndarray] = {}
+        """Of the sample shown last, by steps done."""
         self._seq = 0
         self._steps: dict[str, int] = {}
-        self.executor = Executor(family, mesh, self._deliver)
+        self.executor = Executor(family, mesh, self._deliver, self._show)
+
+    def _show(self, session: Any, frame: np.ndarray) -> None:
+        self.previews[session.index] = frame
 
     def _deliver(self, spec: SampleSpec, made: Any) -> None:
         self.frames[spec.id] = made.frames if isinstance(made, Clip) else made

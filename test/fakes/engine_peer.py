@@ -1,4 +1,4 @@
-"""Scheduler, ranks and output manager played in process, behind the real links.
+"""Scheduler, ranks, output manager and supervisor played in process, behind the real links.
 
 By itself it generates nothing and says nothing: tests drive it (`progress`, `deliver`, `say`). With
 `automatic` it makes every sample at once, as small real files.
@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import zmq.asyncio
 from PIL import Image
 
 from safelight.models.card import ModelCard, Range
-from safelight.request import GenerationRequest, SampleSpec, Sampling, State, Task
+from safelight.request import GenerationRequest, MediaFormat, SampleSpec, Sampling, State, Task
 from safelight.store.content import MEDIA_TYPES
 from safelight.wire import codec, links
 from safelight.wire import messages as m
@@ -70,22 +71,22 @@ def request(
     return GenerationRequest(**(values | changes))
 
 
-def file_of(spec: SampleSpec) -> bytes:
-    """A small file of the sample's format; a different one for every seed."""
-    delivery, sampling = spec.delivery, spec.sampling
-    if delivery.format == "mp4":
+def file_of(spec: SampleSpec, format: MediaFormat | None = None) -> bytes:
+    """A small file of the sample's format, or another; a different one for every seed."""
+    sampling, format = spec.sampling, format or spec.delivery.format
+    if format == "mp4":
         return b"\x00\x00\x00\x18ftypmp42" + str(sampling.seed).encode() * 100
     out = io.BytesIO()
     colour = (sampling.seed % 256, 40, 80)
-    Image.new("RGB", (sampling.width, sampling.height), colour).save(out, delivery.format)
+    Image.new("RGB", (sampling.width, sampling.height), colour).save(out, format)
     return out.getvalue()
 
 
-def write(spec: SampleSpec) -> bytes:
+def write(spec: SampleSpec, makes: Callable[[SampleSpec], bytes] = file_of) -> bytes:
     """Put the sample's file where it belongs."""
     path = Path(spec.delivery.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = file_of(spec)
+    data = makes(spec)
     path.write_bytes(data)
     return data
 
@@ -96,6 +97,8 @@ class EnginePeer:
     def __init__(self, run_dir: Path, *, automatic: bool = False) -> None:
         self.automatic = automatic
         self.ready = True
+        self.makes: Callable[[SampleSpec], bytes] = file_of
+        """What the samples become; `clips.made` makes real videos."""
         self.specs: list[SampleSpec] = []
         """Every sample that was submitted, in order."""
         self._run_dir = run_dir
@@ -105,11 +108,15 @@ class EnginePeer:
         self._context: Any = zmq.asyncio.Context()
         self._requests = links.REQUESTS.listen(self._context, self._run_dir)
         self._media = links.MEDIA.connect(self._context, self._run_dir, "output")
+        self._control = links.CONTROL.listen(self._context, self._run_dir)
         self._listening = asyncio.create_task(self._listen())
+        self._supervising = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+        tasks = (self._listening, self._supervising)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._context.destroy(linger=0)
 
     async def _listen(self) -> None:
@@ -121,6 +128,19 @@ class EnginePeer:
             if isinstance(message, m.Attach):
                 detail = "serving" if self.ready else "loading"
                 await self.say(m.GroupStatus(group=0, ready=self.ready, detail=detail))
+            if isinstance(message, m.Drain) and self.automatic:
+                await self.say(m.Drained(model=message.model))
+            self._inbox[type(message)].put_nowait(message)
+
+    async def _supervise(self) -> None:
+        """Start and end worker groups, as soon as that is asked for; only while `automatic`."""
+        while True:
+            identity, data = await self._control.recv_multipart()
+            message = links.CONTROL.decode_up(data)
+            if isinstance(message, m.LoadModel | m.UnloadModel) and self.automatic:
+                state = "loaded" if isinstance(message, m.LoadModel) else "unloaded"
+                answer = m.ModelState(model=message.model, state=state)
+                await self._control.send_multipart([identity, codec.encode(answer)])
             self._inbox[type(message)].put_nowait(message)
 
     async def _take(self, message: m.Submit) -> None:
@@ -174,9 +194,22 @@ class EnginePeer:
             m.SampleFailed(sample=spec.id, attempt=spec.attempt, code=code, message=message)
         )
 
+    async def preview(self, spec: SampleSpec, number: int, *, step: int) -> bytes:
+        """Write a preview of the sample beside its file and say so."""
+        data = file_of(spec, "png")
+        path = Path(spec.delivery.path).with_name(f"preview-{number}.png")
+        path.write_bytes(data)
+        await self.report(
+            m.PreviewReady(
+                sample=spec.id, attempt=spec.attempt, preview=number, step=step, path=str(path)
+            )
+        )
+        return data
+
     async def deliver(self, spec: SampleSpec) -> m.MediaReady:
         """Write the sample's file and say so."""
-        data = write(spec)
+        data = write(spec, self.makes)
+        clip = spec.delivery.continues
         message = m.MediaReady(
             sample=spec.id,
             attempt=spec.attempt,
@@ -186,7 +219,7 @@ class EnginePeer:
             sha256=hashlib.sha256(data).hexdigest(),
             width=spec.sampling.width,
             height=spec.sampling.height,
-            num_frames=spec.sampling.num_frames,
+            num_frames=spec.sampling.num_frames + (clip.num_frames - 1 if clip else 0),
         )
         await self.report(message)
         return message

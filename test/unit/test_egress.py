@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -23,17 +24,19 @@ class Site:
         self.answers: dict[str, bytes] = {}
         self.requests: list[bytes] = []
         self.port = 0
+        self.handlers: set[asyncio.Task[Any] | None] = set()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.handlers.add(asyncio.current_task())
         request = await reader.readuntil(b"\r\n\r\n")
         self.requests.append(request)
         answer = self.answers.get(request.split()[1].decode(), b"")
         writer.write(answer)
-        if answer:
-            writer.close()
-        else:  # an answer that never comes
+        if not answer:  # it never comes
             await reader.read()
-            writer.close()
+        writer.close()
+        with contextlib.suppress(ConnectionError):  # clients leave when they have seen enough
+            await writer.wait_closed()
 
     def url(self, path: str, host: str = "pictures.test") -> str:
         return f"http://{host}:{self.port}{path}"
@@ -48,6 +51,7 @@ async def site() -> AsyncIterator[Site]:
         yield found
     finally:
         server.close()
+        await asyncio.gather(*(task for task in found.handlers if task))
 
 
 async def here(host: str, port: int) -> Sequence[str]:
@@ -56,7 +60,7 @@ async def here(host: str, port: int) -> Sequence[str]:
 
 
 fetch = functools.partial(
-    egress.fetch, max_bytes=1000, timeout=20, allow_private=True, resolve=here
+    egress.fetch, max_bytes=1000, patience=20, allow_private=True, resolve=here
 )
 
 
@@ -96,11 +100,11 @@ def test_public_addresses(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]
+    "host", ["127.0.0.1", "2130706433", "0x7f.1", "127.1", "[::1]", "[::ffff:127.0.0.1]"]
 )
 def test_every_spelling_of_this_host_is_refused(host: str) -> None:
     """By the system's own resolver, which reads them all."""
-    said = refusal(egress.fetch(f"http://{host}/", max_bytes=10, timeout=20))
+    said = refusal(egress.fetch(f"http://{host}/", max_bytes=10, patience=20))
     assert "has no public address" in said
 
 
@@ -169,8 +173,9 @@ def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
         ("http://me:secret@pictures.test/a", "credentials"),
         ("http://pictures.test:6379/a", "only 80 and 443"),
         ("http://pictures.test/" + "a" * 9000, "characters"),
-        ("http://[::1/", "the connection failed"),
-        ("http://\x00/", "the connection failed"),
+        ("http://[::1/", "cannot be read"),
+        ("http://0177.0.0.1/", "cannot be read"),
+        ("http://\x00/", "cannot be read"),
     ],
 )
 def test_urls_that_are_refused(url: str, said: str) -> None:
@@ -245,7 +250,7 @@ def test_answers_that_are_refused(answer: bytes, said: str) -> None:
 def test_no_answer() -> None:
     async def run() -> bytes:
         async with site() as found:
-            return await fetch(found.url("/a"), timeout=0.2)
+            return await fetch(found.url("/a"), patience=0.2)
 
     assert "longer than 0.2 seconds" in refusal(run())
 
@@ -268,7 +273,7 @@ def test_a_redirect_on_the_same_host_is_followed() -> None:
     [
         ("http://elsewhere.test/", "redirects to elsewhere"),
         ("//169.254.169.254/latest/meta-data", "redirects to elsewhere"),
-        ("file:///etc/passwd", "redirects to elsewhere"),
+        ("file:///etc/passwd", "only http://"),
         ("/a", "more than 3 times"),
         ("http://me:secret@pictures.test/", "credentials"),
     ],

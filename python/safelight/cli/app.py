@@ -16,6 +16,8 @@ from typer.exceptions import Abort, TyperException
 
 from safelight import config, fields
 from safelight.cli import options
+from safelight.cli.batch import lines
+from safelight.cli.batch.command import BatchOptions
 from safelight.cli.bench import BenchOptions
 from safelight.cli.doctor import DoctorOptions
 from safelight.cli.generate import INTERRUPTED, GenerateOptions
@@ -38,6 +40,12 @@ GENERATE = [
     *_ENGINE,
 ]
 BENCH = [Panel("Bench", fields.declared(BenchOptions)), options.sampling_panel(), *_ENGINE]
+BATCH = [
+    Panel("Batch", fields.declared(BatchOptions)),
+    Panel("Lines", lines.SHARED),
+    options.sampling_panel(),
+    *_ENGINE,
+]
 DOCTOR = [Panel("Output", fields.declared(DoctorOptions)), *_ENGINE]
 
 app = typer.Typer(
@@ -84,6 +92,20 @@ def bench(config_file: Path | None, given: dict[str, Any]) -> int:
     return bench(_prepared(engine), resolved.sampling, wanted)
 
 
+def batch(config_file: Path | None, given: dict[str, Any]) -> int:
+    """Make many pictures or videos from a file of requests."""
+    from safelight.cli.batch.command import batch
+
+    resolved = _resolve(given, config_file, BATCH)
+    own = {field.name for field in fields.declared(BatchOptions)}
+    rest = {name: value for name, value in resolved.rest.items() if name in own}
+    wanted = fields.convert(BatchOptions, rest, error=ConfigError)
+    common = {name: value for name, value in resolved.rest.items() if name not in own}
+    engine = {"log_level": "warning", **resolved.engine}
+    config = _engine_config(engine) if wanted.server else _prepared(engine)
+    return batch(config, {**common, **resolved.sampling}, wanted)
+
+
 def doctor(config_file: Path | None, given: dict[str, Any]) -> int:
     """Check what this machine has, and say what to do about what it has not."""
     from safelight.cli.doctor import doctor
@@ -120,6 +142,7 @@ app.command("serve", context_settings=_SETTINGS)(options.command(serve, SERVE))
 app.command("generate", context_settings=_SETTINGS)(
     options.command(generate, GENERATE, arguments={"prompts": _PROMPTS})
 )
+app.command("batch", context_settings=_SETTINGS)(options.command(batch, BATCH))
 app.command("bench", context_settings=_SETTINGS)(options.command(bench, BENCH))
 app.command("doctor", context_settings=_SETTINGS)(options.command(doctor, DOCTOR))
 app.command("pull", context_settings=_SETTINGS)(pull)
@@ -129,7 +152,7 @@ app.command("version")(version)
 def _resolve(
     given: dict[str, Any], config_file: Path | None, panels: Sequence[Panel]
 ) -> options.Resolved:
-    everything = options.by_name([*SERVE, *GENERATE, *BENCH, *DOCTOR])
+    everything = options.by_name([*SERVE, *GENERATE, *BATCH, *BENCH, *DOCTOR])
     for warning in options.unknown_variables(everything):
         print(f"safelight: warning: {warning}", file=sys.stderr)
     return options.resolve_config(given, config_file, options.by_name(panels))

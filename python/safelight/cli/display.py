@@ -14,6 +14,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 _MAX_LABEL = 40  # characters of a prompt
@@ -96,3 +97,36 @@ def shorten(text: str) -> str:
     """One line of at most 40 characters."""
     line = " ".join(text.split())
     return line if len(line) <= _MAX_LABEL else line[: _MAX_LABEL - 1] + "…"
+
+
+class Tally:
+    """One bar for many requests: how many are done, how many of them failed, the time left."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=total, failed="")
+
+    def count(self, *, failed: int) -> None:
+        """One more is done; `failed` of all."""
+        self._progress.update(self._task, advance=1, failed=f"{failed} failed" if failed else "")
+
+    def __enter__(self) -> Tally:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from safelight import config
 from safelight.errors import ConfigError
-from safelight.fields import Field, declared, flag, unknown, variable
+from safelight.fields import Field, declared, flag, variable
 from safelight.models import plugins
 
 Layer = Mapping[str, Any]
@@ -198,9 +198,7 @@ def variable_hint(name: str, known: Mapping[str, Field]) -> str | None:
     ours = {variable(n) for f in fields for n in (f.name, *f.aliases)}
     if f"SAFELIGHT_{rest}" in ours:
         return f"{name} is not read here: set SAFELIGHT_{rest}."
-    near = unknown(f"SAFELIGHT_{rest}", sorted(ours), what="environment variable")
-    hint = near.partition(".")[2]
-    return f"{name} is not read here, unless a plug-in does.{hint}"
+    return f"{name} is not read here, unless by a plug-in."
 
 
 def table() -> list[tuple[str, str]]:

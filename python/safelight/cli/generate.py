@@ -17,7 +17,7 @@ from msgspec import Meta
 from safelight.cli import naming
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError, JobCancelled, JobError
-from safelight.request import MediaFormat, Output
+from safelight.request import DEFAULT_PRESET, PRESETS, MediaFormat, Output, Preset
 
 if TYPE_CHECKING:
     from safelight.engine import Engine, Job
@@ -30,19 +30,23 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What `generate` takes besides the engine's configuration and the sampling parameters."""
 
     prompt: Annotated[list[str], Meta(description="What to generate; repeat it for several.")] = []
-    prompt_file: Annotated[str | None, Meta(description="Text file, one prompt a line.")] = None
+    prompt_file: Annotated[
+        str | None,
+        Meta(description="Text file, one prompt a line.", extra={"aliases": ("prompt_path",)}),
+    ] = None
     image_path: Annotated[
         list[str],
         Meta(
             description="Input picture, to edit or to animate; repeat it for several.",
-            extra={"aliases": ("input_image",)},
+            extra={"aliases": ("input_image", "image")},
         ),
     ] = []
     mask_path: Annotated[
         str | None,
         Meta(
             description="Picture of the first one's size: transparent, or in an opaque picture "
-            "white, is what is made anew."
+            "white, is what is made anew.",
+            extra={"aliases": ("mask",)},
         ),
     ] = None
     round_size: Annotated[
@@ -52,7 +56,14 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     size: Annotated[
         str | None, Meta(description="WIDTHxHEIGHT; the same as --width and --height.")
     ] = None
-    n: Annotated[int, Meta(ge=1, description="Outputs of each prompt, with consecutive seeds.")] = 1
+    n: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Outputs of each prompt, with consecutive seeds.",
+            extra={"aliases": ("num_samples", "num_images")},
+        ),
+    ] = 1
     output_path: Annotated[str, Meta(description="Directory for the files.")] = "outputs"
     output_file_name: Annotated[
         str | None,
@@ -65,10 +76,24 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Annotated[int, Meta(ge=0, le=100)] | None,
         Meta(description="Quality of jpeg, webp (by default 95) and mp4 (50)."),
     ] = None
+    output_quality: Annotated[
+        Preset | None,
+        Meta(
+            description="The same by name: maximum is 100, high 90, medium 55, low 35, default 75 "
+            "for pictures and 50 for videos; --output-compression wins."
+        ),
+    ] = None
     priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
     save_output: Annotated[
         bool, Meta(description="For the command lines of other engines: files are always saved.")
     ] = True
+
+
+def compression_of(options: GenerateOptions, kind: Output) -> int | None:
+    """0 to 100, as asked for; None leaves it to the format."""
+    if options.output_compression is not None or options.output_quality is None:
+        return options.output_compression
+    return PRESETS.get(options.output_quality, DEFAULT_PRESET[kind])
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,7 @@ def read_prompts(options: GenerateOptions) -> list[str]:
 
 def submit(engine: Engine, work: Work) -> list[Job]:
     """One job a prompt."""
+    kind: Output = "video" if work.format == "mp4" else "image"
     return [
         engine.submit(
             prompt,
@@ -174,11 +200,11 @@ def submit(engine: Engine, work: Work) -> list[Job]:
             sampling=work.sampling,
             images=work.options.image_path,
             mask=work.options.mask_path,
-            output="video" if work.format == "mp4" else "image",
+            output=kind,
             round_size=work.options.round_size,
             n=work.options.n,
             format=work.format,
-            compression=work.options.output_compression,
+            compression=compression_of(work.options, kind),
             priority=work.options.priority,
             destinations=paths,
         )

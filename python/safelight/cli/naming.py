@@ -84,6 +84,13 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 
 def _default_name(prompt: str, format: MediaFormat) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_MAX_SLUG].strip("-")
-    extension = next(extension for extension, f in FORMATS.items() if f == format)
-    return (slug or "output") + extension
+    return (slug(prompt) or "output") + extension_of(format)
+
+
+def slug(text: str) -> str:
+    """Letters and digits of a text, at most 60 characters, with dashes between; may be empty."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:_MAX_SLUG].strip("-")
+
+
+def extension_of(format: MediaFormat) -> str:
+    return next(extension for extension, f in FORMATS.items() if f == format)

@@ -214,9 +214,9 @@ def resolve_config(
     `fields` are those that this command knows. Raises `ConfigError` naming the option as its
     source spells it: an unknown one with the nearest known, a wrong value with what would fit.
     """
-    layers = [_layer(command_line, fields, lambda field: field.flag)]
+    layers = [layer(command_line, fields, lambda field: field.flag)]
     variables = config.from_environment(dict(fields), environ)
-    layers.append(_layer(variables, fields, lambda field: field.variable))
+    layers.append(layer(variables, fields, lambda field: field.variable))
     if config_file is not None:
         layers.append(_file_layer(config_file, fields))
     merged = {name: value for layer in reversed(layers) for name, value in layer.items()}
@@ -229,10 +229,10 @@ def _file_layer(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
     for name in values:
         if name not in fields:
             raise ConfigError(f"{path}: {unknown(name, sorted(fields), what='setting')}")
-    return _layer(values, fields, lambda field: f"{path}: {field.name}")
+    return layer(values, fields, lambda field: f"{path}: {field.name}")
 
 
-def _layer(values: Layer, fields: Mapping[str, Field], label: Label) -> dict[str, Any]:
+def layer(values: Layer, fields: Mapping[str, Field], label: Label) -> dict[str, Any]:
     """One source, typed; `size` spelt out as width and height, so that sources can overlap."""
     if "device" in values:
         values = foreign.spelt_out(values, label(fields["device"]))

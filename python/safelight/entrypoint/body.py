@@ -6,12 +6,15 @@ Forms carry strings only and write structure with brackets: `a[b]`, `list[]`, `l
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
+import tempfile
+import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -19,10 +22,22 @@ from starlette.exceptions import HTTPException
 from safelight.entrypoint.guard import BodyLimit
 from safelight.errors import InvalidRequest
 
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 MAX_FIELDS = 1000
 MAX_FILES = 32
-MAX_FIELD = 2**20  # bytes of one form field
+MAX_FIELD = 24 * 2**20
+"""Bytes of one field of a multipart form: OpenAI takes data URLs of 20,971,520 characters."""
+MAX_VALUES = 100_000
+"""Values in a JSON body. A few bytes of it are a hundred in memory, and are read all at once."""
+IN_MEMORY = 2**20
+"""Bytes of a body that are handled in the event loop, and kept out of files."""
+
+LIFTED = (
+    *("extra_body", "extra_json", "extra_params", "extra_args"),
+    *("diffusers_kwargs", "video_params"),
+)
+"""Objects whose fields count as if they stood beside them: names of SGLang Diffusion and
+vLLM-Omni."""
 
 _NAME = re.compile(r"(?P<head>[^\[\]]+)(?P<tail>(\[[^\[\]]*\])*)")
 _KEY = re.compile(r"\[([^\[\]]*)\]")
@@ -36,27 +51,73 @@ class Body:
     """False for forms, whose numbers and booleans are strings."""
     files: dict[str, list[bytes]] = field(default_factory=dict)
     """Uploads by field, in order: `image` and `image[]` are one field."""
+    warnings: list[str] = field(default_factory=list)
+    """What was ignored while its parts were read."""
 
 
 async def read_body(request: Request) -> Body:
     """The request's body.
 
-    Raises `PayloadTooLarge`, `InvalidRequest`, or an `HTTPException` 415.
+    Raises `PayloadTooLarge`, `Overloaded`, `InvalidRequest`, or an `HTTPException` 415.
     """
-    limit = BodyLimit(request.app.state.config.server.max_body_bytes, request.headers)
-    counted = Request(request.scope, limit.around(request.receive))
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in FORMS:
-        values, files = await _form(counted)
-        return Body(_flat(values), strict=False, files=files)
-    if kind in ("", "application/json") or kind.endswith("+json"):
-        return Body(_flat(_object(await counted.body())), strict=True)
-    raise HTTPException(415, f"Send application/json or a form, not {kind:.80}.")
+    state = request.app.state
+    with BodyLimit(state.config.server.max_body_bytes, request.headers, state.intake) as limit:
+        counted = Request(request.scope, limit.around(request.receive))
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == MULTIPART:
+            values, files = await _form(counted)
+            return Body(_flat(values), strict=False, files=files)
+        if kind in ("", "application/json", URLENCODED) or kind.endswith("+json"):
+            return await _read(counted, form=kind == URLENCODED)
+        raise HTTPException(415, f"Send application/json or a form, not {kind:.80}.")
+
+
+async def _read(request: Request, *, form: bool) -> Body:
+    """JSON or a url-encoded form: read whole, but in memory only when it is all there."""
+    size = 0
+    with tempfile.SpooledTemporaryFile(IN_MEMORY) as spool:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= IN_MEMORY:
+                spool.write(chunk)
+            else:
+                await asyncio.to_thread(spool.write, chunk)
+        spool.seek(0)
+        if size <= IN_MEMORY:
+            return _parsed(spool.read(), form=form)
+        return await asyncio.to_thread(lambda: _parsed(spool.read(), form=form))
+
+
+def _parsed(data: bytes, *, form: bool) -> Body:
+    # curl calls everything a form that it is not told is something else.
+    if form and not data.lstrip().startswith(b"{"):
+        return Body(_flat(nested(_pairs(data))), strict=False)
+    return Body(_flat(_object(data)), strict=True)
+
+
+def _pairs(data: bytes) -> list[tuple[str, str]]:
+    try:
+        return urllib.parse.parse_qsl(
+            data.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_FIELDS,
+        )
+    except ValueError as failure:  # bad UTF-8, too
+        raise InvalidRequest(
+            f"The body is not a url-encoded form of UTF-8 text with at most {MAX_FIELDS} fields.",
+            code="invalid_form",
+        ) from failure
 
 
 def _object(data: bytes) -> dict[str, Any]:
+    if (commas := data.count(b",")) > MAX_VALUES:
+        raise InvalidRequest(
+            f"The body has {commas} commas; JSON of at most {MAX_VALUES} values is read.",
+            code="invalid_json",
+        )
     try:
-        value = json.loads(data) if data.strip() else {}
+        value = msgspec.json.decode(data) if data.strip() else {}
     except (ValueError, RecursionError) as failure:  # bad UTF-8 is a ValueError too
         raise InvalidRequest(f"The body is not JSON: {failure}", code="invalid_json") from failure
     if not isinstance(value, dict):
@@ -126,10 +187,15 @@ def _container(target: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Drop nulls (the SDKs write "left out" so) and lift a nested `extra_body` to the top."""
-    extra = values.pop("extra_body", None)
+    """Drop nulls (the SDKs write "left out" so) and lift nested objects of extras to the top."""
+    for name in LIFTED:
+        values |= _lifted(name, values.pop(name, None))
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def _lifted(name: str, extra: Any) -> dict[str, Any]:
     if isinstance(extra, str):  # in a form it is JSON text
         extra = _object(extra.encode())
     if extra is not None and not isinstance(extra, dict):
-        raise InvalidRequest("'extra_body' must be an object.", param="extra_body")
-    return {k: v for k, v in {**values, **(extra or {})}.items() if v is not None}
+        raise InvalidRequest(f"'{name}' must be an object.", param=name)
+    return extra or {}

@@ -2,40 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
 
+from safelight import __version__
 from safelight.entrypoint import schema
 from safelight.entrypoint.context import Manager
 from safelight.errors import Unavailable
 from safelight.wire.messages import GroupStatus
 
 router = APIRouter(tags=["ops"], responses=schema.ERRORS)
-described = APIRouter(tags=["ops"], responses=schema.ERRORS)
+
+
+class Live(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Health(Live):
+    detail: str
+    unfinished: int
+    """Accepted samples that are not finished."""
+    backlog_seconds: float
+    """Predicted."""
+    groups: list[dict[str, Any]]
+    """Of every rank the device, the bytes of weights and the peak memory."""
+
+
+class Welcome(BaseModel):
+    service: Literal["safelight"] = "safelight"
+    version: str
+    status: str
+    model_loaded: bool
+    models: list[str]
+    docs: Literal["/docs"] = "/docs"
+    openapi: Literal["/openapi.json"] = "/openapi.json"
+    endpoints: list[str]
+    """`METHOD /path`."""
+
+
+@router.get("/")
+async def welcome(manager: Manager, http: Request) -> Welcome:
+    """What answers here, and where to go on."""
+    paths = http.app.openapi()["paths"]
+    return Welcome(
+        version=__version__,
+        status=manager.readiness,
+        model_loaded=any(group.ready for group in manager.groups),
+        models=list(manager.cards),
+        endpoints=[f"{method.upper()} {path}" for path in paths for method in paths[path]],
+    )
 
 
 @router.get("/health/live")
-async def live() -> dict[str, str]:
+async def live() -> Live:
     """The process answers."""
-    return {"status": "ok"}
+    return Live()
 
 
 @router.get("/health/ready")
-@router.get("/health", include_in_schema=False)
-async def ready(manager: Manager) -> dict[str, object]:
-    """A worker group serves; 503 with the reason until then. Also how busy it is, and of every rank
-    of every group the device, the weights and the peak memory in bytes."""
+@router.get("/health")
+async def ready(manager: Manager) -> Health:
+    """A worker group serves; 503 with the reason until then. Also how busy it is."""
     if not manager.ready:
         raise Unavailable(f"Not ready: {manager.readiness}.", code="not_ready")
-    return {
-        "status": "ok",
-        "detail": manager.readiness,
-        "unfinished": manager.load.unfinished,
-        "backlog_seconds": round(manager.load.backlog, 3),
-        "groups": [_figures(group) for group in manager.groups],
-    }
+    return Health(
+        detail=manager.readiness,
+        unfinished=manager.load.unfinished,
+        backlog_seconds=round(manager.load.backlog, 3),
+        groups=[_figures(group) for group in manager.groups],
+    )
 
 
 def _figures(group: GroupStatus) -> dict[str, Any]:
@@ -45,11 +83,3 @@ def _figures(group: GroupStatus) -> dict[str, Any]:
     for rank in figures["ranks"]:
         del rank["pid"]
     return dict(figures)
-
-
-@described.get("/model_info")
-async def model_info(manager: Manager) -> dict[str, object]:
-    """What benchmark programs ask of the first model. `model_path` is what they then send as
-    `model`."""
-    card = manager.card(None)
-    return {"model_path": card.name, "tasks": list(card.tasks), "family": card.family}

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel
 
-from safelight.request import MAX_PREVIEWS, ImageFormat, Sampling
+from safelight.request import MAX_PREVIEWS, ImageFormat, Preset, Sampling
 
 Size = Annotated[
     str | None, Meta(description="WIDTHxHEIGHT in pixels, or auto: the model's own default.")
@@ -23,7 +23,13 @@ Model = Annotated[
 Prompt = Annotated[str, Meta(description="What to generate; 1 to 32000 characters.")]
 Priority = Annotated[int, Meta(description="-100 to 100; higher goes first.")]
 Count = Annotated[int, Meta(ge=1)]
-One = Annotated[int, Meta(ge=1, le=1)]
+OutputQuality = Annotated[
+    Preset | None,
+    Meta(
+        description="A preset of output_compression: maximum is 100, high 90, medium 55, low 35, "
+        "default 50 for videos and 75 for images."
+    ),
+]
 
 
 RoundSize = Annotated[
@@ -38,7 +44,25 @@ File = Annotated[
 ]
 
 
-class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
+class LoraFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The adapters of a request; without any of these fields, what is in force on the server."""
+
+    lora: Annotated[
+        Any,
+        Meta(
+            description="Adapters (LoRA) of this request alone: a list of objects with name, scale "
+            "and target, or one of them, or a name; an empty list for none. Names are those of "
+            "/v1/list_loras."
+        ),
+    ] = None
+    loras: Annotated[Any, Meta(description="As lora.")] = None
+    lora_name: Annotated[str | None, Meta(description="Name of one adapter.")] = None
+    lora_weight: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None, Meta(description="Its scale; by default 1.")
+    ] = None
+
+
+class VideoBody(LoraFields, frozen=True, kw_only=True):
     """`POST /v1/videos`, beside the sampling parameters."""
 
     prompt: Prompt = ""
@@ -53,11 +77,38 @@ class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
         File, Meta(description="Picture to begin with: an upload, a data URL or base64.")
     ] = None
     round_size: RoundSize = False
-    n: Annotated[One | None, Meta(description="A job makes one video.")] = None
-    num_outputs_per_prompt: Annotated[One | None, Meta(description="As n.")] = None
+    n: Annotated[
+        Count | None,
+        Meta(description="How many videos to make; the content of each is named by its index."),
+    ] = None
+    num_outputs_per_prompt: Annotated[Count | None, Meta(description="As n.")] = None
+    seed: Seed = None
+    output_format: Annotated[Literal["mp4"], Meta(description="File format.")] = "mp4"
+    output_quality: OutputQuality = None
+    output_compression: Annotated[
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        Meta(description="Quality of the file, whatever output_quality says; by default 50."),
+    ] = None
+    previews: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_PREVIEWS,
+            description="Pictures of the running estimate, through the job's events.",
+        ),
+    ] = 0
 
 
-class ImageBody(msgspec.Struct, frozen=True, kw_only=True):
+class VideoEditBody(VideoBody, frozen=True, kw_only=True):
+    """`POST /v1/videos/edits` and `/extensions`: what is not given is as it was."""
+
+    video: Annotated[
+        Any,
+        Meta(description="The finished video of this server to work on: its id, or {id, index}."),
+    ] = None
+
+
+class ImageBody(LoraFields, frozen=True, kw_only=True):
     """`POST /v1/images/generations`, beside the sampling parameters."""
 
     prompt: Prompt = ""
@@ -107,8 +158,33 @@ def body_of(body: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _in_every_encoding(schema: dict[str, Any]) -> dict[str, Any]:
-    kinds = ("application/json", "multipart/form-data", "application/x-www-form-urlencoded")
-    return {kind: {"schema": schema} for kind in kinds}
+    upload = {"type": "string", "format": "binary"}
+    return {
+        "application/json": {"schema": schema},
+        "multipart/form-data": {"schema": _as_form(schema, upload)},
+        "application/x-www-form-urlencoded": {"schema": _as_form(schema, {"type": "string"})},
+    }
+
+
+def _as_form(schema: dict[str, Any], file: dict[str, str]) -> dict[str, Any]:
+    """Fields of forms are never null, and those of any type are uploads or text."""
+    properties = {}
+    for name, one in schema.get("properties", {}).items():
+        plain = without_null(one)
+        typed = plain.keys() & {"type", "anyOf", "enum", "$ref"}
+        properties[name] = plain if typed else plain | file
+    return schema | {"properties": properties}
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a parameter or form field: what is left out is not null there."""
+    kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    if rest.get("default", ...) is None:
+        del rest["default"]
+    if len(kinds) == 1:
+        return rest | kinds[0]
+    return rest | {"anyOf": kinds} if kinds else rest
 
 
 def request_body(body: type[msgspec.Struct]) -> dict[str, Any]:
@@ -159,6 +235,12 @@ class Video(BaseModel):
     eta: float | None = None
     """Predicted seconds until it is completed."""
     queue_position: int | None = None
+    n: int = 1
+    """Videos of the job; `index` names one of them."""
+    seeds: list[int] = []
+    """Theirs, if there are several."""
+    extended_from_video_id: str | None = None
+    """The video that this one continues, and begins with."""
     warnings: list[str] = []
 
 
@@ -226,6 +308,22 @@ class ErrorDetail(BaseModel):
 class ErrorEnvelope(BaseModel):
     error: ErrorDetail
 
+
+EVENT_STREAM: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "Of every event.",
+            "properties": {
+                "event": {"type": "string"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+                "id": {"type": "string"},
+            },
+            "required": ["data"],
+        }
+    }
+}
+"""`content` of answers that are server-sent events."""
 
 ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorEnvelope}}
 """`responses=` of every router."""

@@ -107,25 +107,18 @@ def _header_bytes(start: bytes) -> int:
     return length
 
 
-# ----------------------------------------------------------------------------- the catalog directory
+# --------------------------------------------------------------------------- the catalog directory
 
 
 def catalog(directory: Path) -> dict[str, Path]:
     """The adapters of a directory by name: each .safetensors file in it by its stem, and each
-    directory in it that has one by its own name. Raises `ConfigError` if it cannot be read."""
+    directory in it that has one by its own name. Raises `OSError`."""
     found = {}
-    try:
-        for entry in sorted(directory.expanduser().iterdir()):
-            if entry.suffix == SUFFIX and entry.is_file():
-                found[entry.stem] = entry
-            elif entry.is_dir() and (inner := _inside(entry)) is not None:
-                found.setdefault(entry.name, inner)
-    except OSError as failure:
-        raise ConfigError(
-            f"--lora-dir {directory} cannot be read: {failure.strerror}. Give a directory of "
-            ".safetensors files.",
-            param="lora_dir",
-        ) from failure
+    for entry in sorted(directory.expanduser().iterdir()):
+        if entry.suffix == SUFFIX and entry.is_file():
+            found[entry.stem] = entry
+        elif entry.is_dir() and (inner := _inside(entry)) is not None:
+            found.setdefault(entry.name, inner)
     return found
 
 

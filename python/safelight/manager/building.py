@@ -9,11 +9,13 @@ from typing import Any, get_args
 
 from safelight.errors import InvalidRequest, ModelNotFound
 from safelight.manager.media import NONE, Media
+from safelight.manager.wanted import IN_FORCE
 from safelight.models.card import ModelCard, frame_count
 from safelight.request import (
     MAX_PROMPT,
     MAX_SEED,
     TASKS,
+    Adapter,
     GenerationRequest,
     ImageFormat,
     Inputs,
@@ -44,6 +46,7 @@ def build_request(
     priority: int = 0,
     round_size: bool = False,
     previews: int = 0,
+    adapters: Sequence[Adapter] = IN_FORCE,
     extra: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
     """A checked request for `card`'s model.
@@ -85,6 +88,7 @@ def build_request(
         inputs=inputs,
         seeds=tuple(seeds),
         previews=previews,
+        adapters=tuple(adapters),
         extra=dict(extra or {}),
     )
 

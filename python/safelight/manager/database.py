@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from safelight.store.jobs import JobStore
+from safelight.store.webhooks import WebhookStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +38,12 @@ class Database:
     ) -> R:
         """`method` of the store, for example `JobStore.get`."""
         return await self.run(lambda: method(self._store, *args, **kwargs))
+
+    async def webhooks(
+        self, method: Callable[Concatenate[WebhookStore, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """`method` of the store's part for webhooks, for example `WebhookStore.agenda`."""
+        return await self.run(lambda: method(self._store.webhooks, *args, **kwargs))
 
     async def run(self, work: Callable[[], R]) -> R:
         """Other disk work that must keep its place among the calls."""

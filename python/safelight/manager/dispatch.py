@@ -19,6 +19,7 @@ from safelight.request import (
     index_of,
     sample_id,
 )
+from safelight.store.adapters import AdapterStore
 from safelight.store.content import ContentStore
 from safelight.wire import codec, links
 from safelight.wire.messages import Submit
@@ -30,10 +31,16 @@ class Dispatcher:
     """Turns live jobs into messages."""
 
     def __init__(
-        self, cards: Mapping[str, ModelCard], content: ContentStore, *, embed_parameters: bool
+        self,
+        cards: Mapping[str, ModelCard],
+        content: ContentStore,
+        adapters: AdapterStore,
+        *,
+        embed_parameters: bool,
     ) -> None:
         self._cards = cards
         self._content = content
+        self._adapters = adapters
         self._embed = embed_parameters
 
     def messages(self, live: LiveJob) -> Iterator[Submit]:
@@ -65,7 +72,7 @@ class Dispatcher:
             model=request.model,
             task=request.task,
             inputs=inputs,
-            adapters=request.adapters,
+            adapters=self._adapters.located(request.adapters),
             merged=request.merged,
             previews=request.previews,
         )

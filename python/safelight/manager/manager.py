@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +18,7 @@ import msgspec
 
 from safelight.config import EngineConfig
 from safelight.errors import NotFound, Unavailable
+from safelight.manager.adapters import Adapters
 from safelight.manager.admission import Admission
 from safelight.manager.building import choose
 from safelight.manager.channels import Channels
@@ -27,8 +28,9 @@ from safelight.manager.events import JobView
 from safelight.manager.live import LiveJob, ended_view, last_event
 from safelight.manager.media import NONE, Media
 from safelight.manager.models import Models
+from safelight.manager.webhooks import Webhooks
 from safelight.models.card import ModelCard
-from safelight.request import TASKS, GenerationRequest, Output, Task, job_of
+from safelight.request import TASKS, Adapter, GenerationRequest, Output, Task, job_of
 from safelight.store.content import ContentStore
 from safelight.store.jobs import Job, JobStore, Order, Outcome
 from safelight.store.jobs import Output as Stored
@@ -62,11 +64,16 @@ class RequestManager:
         """`content_root` replaces the one under the data directory; `plans` sees every plan."""
         self.cards = cards
         self.models = Models(config, self._send_model)
+        self.webhooks = Webhooks(config.webhooks)
         self.load = m.Load(unfinished=0, backlog=0.0)
         self.plans = plans
         self.content_store = ContentStore(content_root or config.data_path / "content")
+        self.adapters = Adapters(config, self._send_adapters, self._adapters_in_use)
         self._dispatcher = Dispatcher(
-            cards, self.content_store, embed_parameters=config.storage.embed_parameters
+            cards,
+            self.content_store,
+            self.adapters.store,
+            embed_parameters=config.storage.embed_parameters,
         )
         self._data = config.data_path
         self._run_dir = run_dir
@@ -78,29 +85,35 @@ class RequestManager:
     async def start(self) -> None:
         """Open the store, connect, and hand the scheduler what was left unfinished.
 
-        Raises `ConfigError` if another server has the data directory.
+        Raises `ConfigError` if another server has the data directory, or an adapter that shall be
+        in force cannot be had.
         """
         # Awaited by the owner: it raises if the manager cannot go on.
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._db = await Database.open(self._data / "jobs.sqlite")
         try:
+            await self.adapters.start(self._db)
             self._channels = Channels(self._run_dir)
         except BaseException:
             await self._db.close()
             raise
+        await self.webhooks.start(self._db)
         for job_id in await self._db.call(JobStore.buried):
             await self._erase(job_id)
         await self.models.start()  # first: what unfinished jobs need must find room beside them
         await self._resubmit()
+        await self.adapters.sweep()
         await self._db.run(partial(self.content_store.sweep, frozenset(self._live)))
         self._spawn(self._hear_scheduler(), self._fell)
         self._spawn(self._hear_output(), self._fell)
         self._spawn(self._hear_supervisor(), self._fell)
+        self._spawn(self.webhooks.run(), self._fell)
 
     async def close(self) -> None:
         """Stop. Unfinished jobs stay in the store; those who wait for them get `Unavailable`."""
         for live in self._live.values():
             live.topic.end(Unavailable("The server is going down; the job continues later."))
+        self.adapters.trying.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -121,8 +134,8 @@ class RequestManager:
         """Accept a job. `media` are its input pictures, `destinations` absolute paths for its
         files, one per output, `clip` is the finished video that it continues.
 
-        Raises `Overloaded`, `InvalidRequest`, or `NotFound` if the clip is gone; when it returns,
-        the job is on disk.
+        Raises `Overloaded`, `InvalidRequest`, or `NotFound` if the clip is gone or there is no such
+        adapter; when it returns, the job is on disk.
         """
         # Shielded: a caller that goes away must not leave a committed row that nobody runs.
         accepting = self._accept(request, media, destinations, clip)
@@ -216,12 +229,18 @@ class RequestManager:
         )
         await self._erase(job_id)
 
+    async def flush_caches(self) -> None:
+        """Let all ranks forget what they have kept of prompts and pictures, before they begin
+        anything that is accepted later."""
+        await self._channels.send(m.FlushCaches())
+
     async def peer_restarted(self, process: str) -> None:
         """Another process died and is back without its memory: hand it what it needs again."""
         if process == SCHEDULER:
             self._groups.clear()
             await self._resubmit()
             await self.models.repeat()
+            await self.adapters.trying.repeat()
         elif process == OUTPUT:
             # All that have no file: the scheduler knows which of them had been handed over.
             lost = tuple(s for live in self._live.values() for s in live.missing())
@@ -260,8 +279,9 @@ class RequestManager:
         now = time.monotonic()
         etas = [eta for live in self._live.values() for eta in live.etas(now)]
         with self._admission.entering(request.n, etas, self.load.backlog):
-            job = await self._commit(request, media, destinations, clip)
-            live = self._live[request.id] = LiveJob(job, (), self._journal(job))
+            async with self.adapters.frozen(request) as frozen:
+                job = await self._commit(frozen, media, destinations, clip)
+                live = self._live[request.id] = LiveJob(job, (), self._journal(job))
         view = live.view()
         await self._dispatch(live)
         await self.models.want(request.model)
@@ -338,6 +358,9 @@ class RequestManager:
                     self._groups[message.group] = message
                     if message.ready:
                         await self.models.serves(message.model)
+                        self._spawn(self.adapters.serves(message.model), self._fell)
+                case m.AdaptersLoaded():
+                    self.adapters.trying.hear(message)
                 case m.Drained():
                     await self.models.drained(message.model)
                 case m.Load():
@@ -368,6 +391,12 @@ class RequestManager:
         """The card of a model; without a name, of the first that can do it. Raises
         `ModelNotFound`."""
         return choose(self.cards, name, output, media)
+
+    async def _send_adapters(self, message: m.LoadAdapters | m.ForgetAdapters) -> None:
+        await self._channels.send(message)
+
+    def _adapters_in_use(self) -> Iterator[Adapter]:
+        return (adapter for live in self._live.values() for adapter in live.request.adapters)
 
     def _progress(self, samples: Sequence[m.SampleProgress]) -> None:
         now, moved = time.monotonic(), set()
@@ -407,14 +436,15 @@ class RequestManager:
 
     async def _hear_output(self) -> None:
         async for messages in self._channels.from_output():
+            for message in messages:  # before the files that may end their jobs
+                if isinstance(message, m.PreviewReady):
+                    self._preview(message)
             ready = [message for message in messages if isinstance(message, m.MediaReady)]
             if ready:
                 await self._record(ready)
             for message in messages:
                 if isinstance(message, m.MediaFailed):
                     await self._media_failed(message)
-                elif isinstance(message, m.PreviewReady):
-                    self._preview(message)
 
     def _preview(self, message: m.PreviewReady) -> None:
         if (live := self._known(message.sample, message.attempt)) is not None:
@@ -492,6 +522,7 @@ class RequestManager:
 
     async def _settle(self, job: Job) -> None:
         """The row is final: stop what still runs and tell those who wait."""
+        self.webhooks.wake()
         if (live := self._live.pop(job.request.id, None)) is None:
             return
         running = live.missing()
@@ -499,6 +530,8 @@ class RequestManager:
         live.topic.end(live.ended(job, self._absolute(job.outputs)))
         if running:
             await self._channels.send(m.Cancel(samples=running))
+        if job.request.adapters:
+            await self.adapters.sweep()
 
     def _tidy(self, job: Job) -> None:
         """What the job was made from: pictures of a finished video serve its remixes."""

@@ -30,10 +30,29 @@ MAGIC = {
 """Format -> bytes, and where they stand (RFC 2083, ITU T.81, Google's WebP container)."""
 
 MAX_SIDE = 16_384  # pixels
+MAX_SCANS = 256
+"""Of a JPEG. Encoders write about ten; every one is a pass over the whole picture, and a file of a
+few bytes a scan would take hours."""
+
+_END_OF_PNG = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PADDING = b"\x00\r\n "
+_START_OF_SCAN = b"\xff\xda"
+_FOREIGN = ((b"PK\x05\x06", -66_000, None), (b"%PDF-", 0, 1024))
+"""What makes a file a ZIP archive or a PDF, too, and the part of the file where it does."""
+_ORIENTATION = 0x0112  # Exif 2.3, section 4.6.4
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _BROKEN = (
     *(OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(struct.error, zlib.error),
 )
 """What Pillow raises for files that are not what their first bytes say."""
 
@@ -133,9 +152,11 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise InvalidRequest(
             f"'{name}' is not a PNG, JPEG or WebP picture.", param=name, code="invalid_image"
         )
+    _check_whole(data, kind, name)
     try:
         picture = Image.open(io.BytesIO(data), formats=(kind,))
-    except Image.DecompressionBombError as failure:  # Pillow's own limit, by the header
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as failure:
+        # Pillow's own limit, by the header.
         raise InvalidRequest(
             f"'{name}' has too many pixels; send a smaller picture.",
             param=name,
@@ -152,16 +173,56 @@ def _open(data: bytes, name: str) -> Image.Image:
     return picture
 
 
+def _check_whole(data: bytes, kind: str, name: str) -> None:
+    """Raises `InvalidRequest` for a file that is something else beside a picture, or that is made
+    to be decoded for hours. Phones put films behind their JPEGs, so those may go on."""
+    scans = data.count(_START_OF_SCAN) if kind == "JPEG" else 0
+    if scans > MAX_SCANS:
+        raise InvalidRequest(
+            f"'{name}' has {scans} scans; at most {MAX_SCANS} are decoded.",
+            param=name,
+            code="invalid_image",
+        )
+    if _goes_on(data, kind) or any(magic in data[start:end] for magic, start, end in _FOREIGN):
+        raise InvalidRequest(
+            f"'{name}' is a {kind} file with something else in it; send the picture alone.",
+            param=name,
+            code="invalid_image",
+        )
+
+
+def _goes_on(data: bytes, kind: str) -> bool:
+    """Whether there is something behind the picture's end."""
+    if kind == "PNG":
+        end = data.rfind(_END_OF_PNG)
+        return end >= 0 and bool(data[end + len(_END_OF_PNG) :].strip(_PADDING))
+    if kind == "WEBP":  # its length is in its header
+        return bool(data[8 + int.from_bytes(data[4:8], "little") :].strip(_PADDING))
+    return False
+
+
 def _upright(picture: Image.Image, name: str) -> Image.Image:
     """Decoded, and turned as its camera held it."""
     kind = picture.format or "picture"
     try:
-        picture = ImageOps.exif_transpose(picture)
+        picture.load()
     except _BROKEN as failure:
         raise _broken(name, kind, failure) from failure
+    if (turn := _TURNS.get(_orientation(picture))) is not None:
+        picture = picture.transpose(turn)
     if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
         picture = picture.point(lambda value: value * (1 / 256)).convert("L")
     return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    """1 if it is not said, or not readably: that spoils no picture."""
+    try:
+        said = picture.getexif().get(_ORIENTATION, 1)
+    except (*_BROKEN, UserWarning) as failure:
+        logger.info("the EXIF of a picture cannot be read", reason=str(failure))
+        return 1
+    return said if isinstance(said, int) else 1
 
 
 def _broken(name: str, kind: str, failure: Exception) -> InvalidRequest:
@@ -189,6 +250,11 @@ def _transparency(picture: Image.Image) -> Image.Image | None:
 
 def _decoded(picture: Image.Image) -> Decoded:
     mode: Literal["RGB", "L"] = "L" if picture.mode == "L" else "RGB"
-    pixels = picture.tobytes()
-    digest = hashlib.sha256(pixels).hexdigest()
-    return Decoded(pixels, picture.width, picture.height, mode, digest)
+    return decoded_pixels(picture.tobytes(), picture.size, mode)
+
+
+def decoded_pixels(
+    pixels: bytes, size: tuple[int, int], mode: Literal["RGB", "L"] = "RGB"
+) -> Decoded:
+    """Pixels that are our own already: uint8, in rows of a picture of `size` (width, height)."""
+    return Decoded(pixels, *size, mode, hashlib.sha256(pixels).hexdigest())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safelight.config import EngineConfig
+from safelight.lora.adapters import Adapters
 from safelight.models import frames
 from safelight.models.loading import weight_bytes
 from safelight.models.plans import plan_of
@@ -44,7 +45,9 @@ class DiffusersFamily:
         self._first = mesh.rank == 0
         self._guidance = Guidance(mesh)
         self._vae = ParallelVae(pipeline.vae, mesh, config.parallel.vae_parallel)
-        self._prompts = PromptCache(config.model.prompt_cache_entries)
+        self.lora = Adapters(pipeline)
+        entries = config.model.prompt_cache_entries
+        self._prompts = PromptCache(entries, lambda: self.lora.of_prompts)
 
     def describe(self) -> str:
         return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"

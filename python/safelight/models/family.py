@@ -6,11 +6,11 @@ one sample, on the device) and the conditioning (private to the family).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safelight.request import SampleSpec
+from safelight.request import Adapter, SampleSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,29 @@ class Session(Protocol):
         ...
 
 
+class Lora(Protocol):
+    """The adapters of a loaded model; see `safelight.lora.adapters.Adapters`."""
+
+    def wear(self, adapters: Sequence[Adapter], *, merged: bool = False) -> None:
+        """From now on these are in force, and no others."""
+        ...
+
+    def load(self, adapter: Adapter) -> Mapping[str, int]:
+        """Load one; the layers it changes, by component."""
+        ...
+
+    def drop(self, digest: str) -> None:
+        """Forget one."""
+        ...
+
+
 class Family(Protocol):
     """A loaded model. All methods run under `torch.inference_mode`, on the rank's device."""
+
+    @property
+    def lora(self) -> Lora:
+        """Asked for only when a sample has adapters."""
+        ...
 
     def describe(self) -> str:
         """Device and precision, for people."""

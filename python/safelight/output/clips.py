@@ -71,7 +71,17 @@ def _picture(pixels: bytes, width: int, height: int) -> Image.Image:
 
 def _decoded(path: Path, filters: str) -> bytes:
     """RGB pixels of the first frame that the filters let through."""
-    done = subprocess.run(
+    try:
+        done = _run(path, filters)
+    except subprocess.TimeoutExpired as failure:
+        raise GenerationFailed("The video takes too long to read.", code="bad_frames") from failure
+    if done.returncode != 0:
+        raise GenerationFailed("The video cannot be read again.", code="bad_frames")
+    return done.stdout
+
+
+def _run(path: Path, filters: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
         [
             *(video.executable(), "-hide_banner", "-loglevel", "error", "-nostdin"),
             *("-threads", "1", "-f", "mp4", "-i", str(path), "-an", "-vf", filters),
@@ -83,6 +93,3 @@ def _decoded(path: Path, filters: str) -> bytes:
         timeout=PATIENCE_S,
         check=False,
     )
-    if done.returncode != 0:
-        raise GenerationFailed("The video cannot be read again.", code="bad_frames")
-    return done.stdout

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from diffusers.hooks import context_parallel as hooks
+from diffusers.hooks.hooks import HookRegistry
 from diffusers.models import attention_dispatch as attention
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 
@@ -96,6 +97,22 @@ def splits_sequences(processor: Any) -> bool:
 
 
 # ------------------------------------------------------------------------------ the mends
+
+
+def hand_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """Let `new`, which takes the place of `old`, split and gather sequences as that did.
+
+    diffusers has hooks for it on the modules themselves, so a layer that an adapter wraps would
+    gather its own output, to which the adapter would add what it makes of one rank's part.
+    """
+    if "_diffusers_hook" not in vars(old):
+        return
+    registry: HookRegistry = old._diffusers_hook  # type: ignore[assignment]
+    kinds = (hooks.ContextParallelSplitHook, hooks.ContextParallelGatherHook)
+    for name, hook in list(registry.hooks.items()):
+        if isinstance(hook, kinds):
+            registry.remove_hook(name, recurse=False)
+            HookRegistry.check_if_exists_or_initialize(new).register_hook(hook, name)
 
 
 def _with_logsumexp(original: Callable[..., Any]) -> Callable[..., Any]:

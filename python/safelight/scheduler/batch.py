@@ -29,7 +29,7 @@ def plan_message(op: str, seq: int, release: tuple[str, ...], entries: Sequence[
         return Step(seq=seq, release=release, samples=names)
     if op == "decode":
         return Decode(seq=seq, release=release, samples=names)
-    return Drop(seq=seq, release=release)
+    return Drop(seq=seq, release=release, caches=op == "flush")
 
 
 @dataclass

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from safelight.config import SchedulingConfig
-from safelight.request import Event, SampleSpec
+from safelight.request import Adapter, Event, SampleSpec
 from safelight.scheduler import forecast
+from safelight.scheduler.adapters import Trials
 from safelight.scheduler.batch import plan_message
 from safelight.scheduler.group import PLANS_AHEAD, Group, Pending
 from safelight.scheduler.lane import Lane
@@ -61,6 +62,7 @@ class Core:
         self._serial = 0
         self._seq = first_seq
         self._out: list[Command] = []
+        self._trials = Trials()
         self._handlers: dict[type, Callable[..., None]] = {
             m.Attach: self._attach,
             m.Submit: self._submit,
@@ -68,6 +70,9 @@ class Core:
             m.Written: self._written,
             m.Redeliver: self._redeliver,
             m.Drain: self._drain,
+            m.FlushCaches: self._flush,
+            m.LoadAdapters: self._load_adapters,
+            m.ForgetAdapters: self._forget_adapters,
             m.RankHello: self._hello,
             m.Report: self._report,
         }
@@ -158,6 +163,27 @@ class Core:
         lane.drain()
         self._tell_drained(lane)
 
+    def _flush(self, message: m.FlushCaches, now: float) -> None:
+        for group in self.groups.values():
+            # Behind what it was sent, however deep that is; once is enough.
+            if group.ready and not (group.pending and group.pending[-1].op == "flush"):
+                self._send(group, "flush", [], 0.0, now)
+
+    def _load_adapters(self, message: m.LoadAdapters, now: float) -> None:
+        groups = self._serving(message.model)
+        trial = self._trials.begin(message, groups, self._seq + 1)
+        for group in groups:
+            self._adapt(group, now, load=message.adapters)
+        if trial.answer is not None:  # nobody is there to try: they are loaded when first used
+            self._tell(trial.answer)
+
+    def _forget_adapters(self, message: m.ForgetAdapters, now: float) -> None:
+        for group in self._serving(message.model):
+            self._adapt(group, now, drop=message.digests)
+
+    def _serving(self, model: str) -> list[Group]:
+        return [group for group in self.lane(model).groups(self.groups.values()) if group.ready]
+
     def _tell_drained(self, lane: Lane) -> None:
         if lane.drained:
             self._tell(m.Drained(model=lane.model))
@@ -234,6 +260,8 @@ class Core:
 
     def _lose(self, group: Group, *, crashed: bool) -> None:
         guilty = group.charge() if crashed else {}
+        for answer in self._trials.lost(group):
+            self._tell(answer)
         self._disturb()
         gone = m.GroupStatus(
             group=group.index, ready=False, detail="its ranks were lost", model=group.model
@@ -288,7 +316,9 @@ class Core:
         """All ranks executed a plan: move its samples on."""
         report = pending.reports[0]
         group.served += report.finished - report.started
-        if pending.op == "drop":
+        if (answer := self._trials.executed(pending, group.index)) is not None:
+            self._tell(answer)
+        if pending.op in ("drop", "flush", "adapt"):
             return
         failures = {failure.sample: failure for failure in report.failures}
         counted = _take_counts(pending.entries, report.steps) if report.steps else []
@@ -314,7 +344,7 @@ class Core:
                 self._lane(entry).batcher.recount(group, entry)
         if not failures and pending.entries:
             tokens = largest(pending.entries)
-            seconds = report.finished - report.started - report.previews
+            seconds = report.finished - report.started - report.previews - report.adapting
             cost = self.lane(group.model).cost
             cost.observe(pending.op, tokens, len(pending.entries), seconds)
         self._tell_done(group, pending, moved)
@@ -352,11 +382,26 @@ class Core:
     def _send(
         self, group: Group, op: str, entries: list[Entry], seconds: float, now: float
     ) -> None:
+        plan = plan_message(op, self._seq + 1, tuple(group.release), entries)
+        self._post(group, Pending(plan, op, entries, now, seconds, group.world_size))
+
+    def _adapt(
+        self,
+        group: Group,
+        now: float,
+        load: tuple[Adapter, ...] = (),
+        drop: tuple[str, ...] = (),
+    ) -> None:
+        """Behind what the group was sent, however deep that is."""
+        release = tuple(group.release)
+        plan = m.Adapt(seq=self._seq + 1, release=release, load=load, drop=drop)
+        self._post(group, Pending(plan, "adapt", [], now, 0.0, group.world_size))
+
+    def _post(self, group: Group, pending: Pending) -> None:
         self._seq += 1
-        plan = plan_message(op, self._seq, tuple(group.release), entries)
         group.release = []
-        group.pending.append(Pending(plan, op, entries, now, seconds, group.world_size))
-        self._out.append(ToGroup(group.index, group.world_size, plan))
+        group.pending.append(pending)
+        self._out.append(ToGroup(group.index, group.world_size, pending.plan))
 
     # ----------------------------------------------------------------------------------- endings
 

@@ -20,6 +20,7 @@ from safelight.errors import ConfigError, NotFound
 from safelight.request import GenerationRequest, Task, index_of, job_of
 from safelight.store.lock import DirectoryLock
 from safelight.store.tables import UNFINISHED, VERSION, Status, jobs, metadata, outputs
+from safelight.store.webhooks import WebhookStore, announce
 
 Order = Literal["asc", "desc"]
 
@@ -79,8 +80,11 @@ class JobStore:
     def __init__(self, path: Path) -> None:
         """Raises `ConfigError` if another server has the directory or the schema is another's."""
         self._lock = DirectoryLock(path.parent)
+        path.touch()
+        path.chmod(0o600)  # before SQLite's own files take after it: secrets are in it
         self._engine = sa.create_engine(f"sqlite:///{path}")
         sa.event.listen(self._engine, "connect", _configure)
+        self.webhooks = WebhookStore(self._engine)
         try:
             self._create(path)
         except BaseException:
@@ -178,7 +182,7 @@ class JobStore:
                 .where(*allowed)
                 .values(status=status, completed_at=at, error_code=code, error_message=message)
             )
-            return _expect(db, job_id) if changed.rowcount else None
+            return _ended(db, job_id, at) if changed.rowcount else None
 
     # ------------------------------------------------------------------------------- reading
 
@@ -298,4 +302,12 @@ def _record(db: Connection, output: Output, attempt: int, at: float) -> tuple[Ou
         return Outcome.ACCEPTED, _expect(db, job_id)
     done = {"status": Status.COMPLETED, "completed_at": at, "started_at": job.started_at or at}
     db.execute(update(jobs).where(jobs.c.id == job_id).values(done))
-    return Outcome.COMPLETED, _expect(db, job_id)
+    return Outcome.COMPLETED, _ended(db, job_id, at)
+
+
+def _ended(db: Connection, job_id: str, at: float) -> Job:
+    """A job whose row was just made final; with it, the news are committed to those who asked."""
+    job = _expect(db, job_id)
+    if job.destinations is None:  # else its caller is on this machine, and waits
+        announce(db, job_id, job.request.task, job.status, at)
+    return job

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -83,4 +84,44 @@ outputs = Table(
     Column("num_frames", Integer, nullable=False),
     Column("fps", Integer, nullable=False),
     Column("seed", Integer, nullable=False),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    # Order of creation: the cursor of lists.
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("url", String, nullable=False),
+    # JSON of a list.
+    Column("event_types", LargeBinary, nullable=False),
+    Column("secret", String, nullable=False),
+    # Signs beside the new one until then.
+    Column("old_secret", String),
+    Column("old_secret_until", Float),
+    # Whether it is of the server's configuration: whoever starts the server is trusted.
+    Column("configured", Boolean, nullable=False),
+    # When it said that it is gone; nothing is sent there any more.
+    Column("disabled_at", Float),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    # The webhook-id: the same at every attempt.
+    Column("id", String, primary_key=True),
+    Column("endpoint", ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
+    # The very bytes that are signed and sent.
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # Of the next attempt; of one that was given up, when that was.
+    Column("due_at", Float, nullable=False),
+    Column("given_up", Boolean, nullable=False),
+    Column("failure", String),
+    Index("webhook_deliveries_due", "endpoint", "given_up", "due_at"),
 )

@@ -58,6 +58,11 @@ class Drain(Message, frozen=True):
     model: str
 
 
+class FlushCaches(Message, frozen=True):
+    """Let all ranks forget what they have kept of prompts and pictures. Not answered: it comes
+    before whatever is submitted later."""
+
+
 class Redeliver(Message, frozen=True):
     """The output manager was lost: decode these samples again from their final latents."""
 
@@ -80,7 +85,15 @@ class ForgetAdapters(Message, frozen=True):
 
 
 ToScheduler = (
-    Attach | Submit | Cancel | Written | Redeliver | Drain | LoadAdapters | ForgetAdapters
+    Attach
+    | Submit
+    | Cancel
+    | Written
+    | Redeliver
+    | Drain
+    | LoadAdapters
+    | ForgetAdapters
+    | FlushCaches
 )
 
 
@@ -255,6 +268,10 @@ class Report(Message, frozen=True):
     """Bytes, as in `RankHello`."""
     previews: float = 0.0
     """Of a step: seconds that went into previews, which say nothing about the cost of steps."""
+    adapting: float = 0.0
+    """Seconds that went into loading and switching adapters, of which the same is true."""
+    layers: dict[str, int] = {}
+    """Of an adapt: layers that the adapters change, by component."""
 
 
 FromRank = RankHello | Report
@@ -289,6 +306,8 @@ class Drop(Message, frozen=True):
 
     seq: int
     release: tuple[str, ...]
+    caches: bool = False
+    """Forget, too, what was kept of prompts and pictures of any sample."""
 
 
 class Shutdown(Message, frozen=True):
@@ -305,7 +324,7 @@ class Adapt(Message, frozen=True):
     """Digests."""
 
 
-Plan = Encode | Step | Decode | Drop
+Plan = Encode | Step | Decode | Drop | Adapt
 ToRank = Plan | Shutdown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,13 @@ import torch
 
 from safelight import log
 from safelight.errors import GenerationFailed
-from safelight.request import SampleSpec
+from safelight.models import prompts
+from safelight.request import Adapter, SampleSpec
 from safelight.wire.messages import (
     OUT_OF_MEMORY,
+    Adapt,
     Decode,
+    Drop,
     Encode,
     Plan,
     SampleFailure,
@@ -69,6 +73,14 @@ class Executor:
         """Samples it works on, or that it ended with."""
         self.previewing = 0.0
         """Seconds of the last step that went into previews."""
+        self.adapting = 0.0
+        """Seconds of the last plan that went into adapters."""
+        self.layers: dict[str, int] = {}
+        """What the adapters of the last plan change, if it was an `Adapt`: layers by component."""
+        self._adapted = False
+        """Whether any sample had adapters; families without them are not asked otherwise."""
+        self._unwanted: set[str] = set()
+        """Digests of adapters to be dropped once no sample has them."""
 
     def steps(self, plan: Plan) -> dict[str, int]:
         """The steps that the samples which `plan` has begun will take; empty for other plans."""
@@ -84,12 +96,14 @@ class Executor:
         """Forget samples. Unknown ones are ignored."""
         for name in samples:
             self._sessions.pop(name, None)
+        if self._unwanted:
+            self._drop_adapters()
 
     @torch.inference_mode()
     def execute(self, plan: Plan) -> tuple[SampleFailure, ...]:
         """Run one plan. Samples that fail, fail alone, and are dropped."""
         failures: dict[str, SampleFailure] = {}
-        self._seq = plan.seq
+        self._seq, self.adapting, self.layers = plan.seq, 0.0, {}
         if isinstance(plan, Encode):
             for spec in plan.samples:
                 self._guard(spec.id, failures, self._begin, spec)
@@ -98,6 +112,10 @@ class Executor:
             self._preview(plan.samples)
         elif isinstance(plan, Decode):
             self._decode_and_deliver(plan.samples, failures)
+        elif isinstance(plan, Adapt):
+            self._adapt(plan, failures)
+        elif isinstance(plan, Drop) and plan.caches:
+            _flush_caches()
         self.release(tuple(failures))
         return tuple(failures.values())
 
@@ -149,6 +167,7 @@ class Executor:
 
     def _begin(self, spec: SampleSpec) -> None:
         with self._together(spec.id):
+            self._wear(spec)
             conditioning = self._family.encode(spec)
             session = self._family.begin(spec, conditioning)
             if session.steps < 1:
@@ -157,7 +176,38 @@ class Executor:
 
     def _step(self, sessions: list[Any]) -> None:
         with self._together(*(session.spec.id for session in sessions)):
-            self._family.step(sessions)
+            for alike in _alike(sessions):
+                self._wear(alike[0].spec)
+                self._family.step(alike)
+
+    def _wear(self, spec: SampleSpec) -> None:
+        """Have the adapters of `spec` in force, and no others."""
+        self._adapted = self._adapted or bool(spec.adapters)
+        if self._adapted:
+            started = time.monotonic()
+            self._unwanted -= {adapter.digest for adapter in spec.adapters}
+            self._family.lora.wear(spec.adapters, merged=spec.merged)
+            self.adapting += time.monotonic() - started
+
+    def _adapt(self, plan: Adapt, failures: dict[str, SampleFailure]) -> None:
+        started = time.monotonic()
+        for adapter in plan.load:
+            self._guard(adapter.digest, failures, self._load_adapter, adapter)
+        self._unwanted |= {*plan.drop} - {adapter.digest for adapter in plan.load}
+        self._drop_adapters()
+        self.adapting = time.monotonic() - started
+
+    def _load_adapter(self, adapter: Adapter) -> None:
+        self._unwanted.discard(adapter.digest)
+        for part, count in self._family.lora.load(adapter).items():
+            self.layers[part] = self.layers.get(part, 0) + count
+
+    def _drop_adapters(self) -> None:
+        """Those that nobody wants and no sample has."""
+        held = {a.digest for session in self._sessions.values() for a in session.spec.adapters}
+        for digest in sorted(self._unwanted - held):
+            self._family.lora.drop(digest)
+        self._unwanted &= held
 
     def _preview(self, samples: Sequence[str]) -> None:
         """Pictures of the estimates that are due, by rank 0. One that fails is missed by nobody."""
@@ -202,7 +252,10 @@ class Executor:
                     "The latents are not finite; the model overflowed in this precision.",
                     code="non_finite",
                 )
-        made = self._family.decode(sessions)
+        made: list[Frames | Clip] = []
+        for alike in _alike(sessions):
+            self._wear(alike[0].spec)
+            made += self._family.decode(alike)
         if self._mesh.rank != 0:
             self._decoded |= {session.spec.id: None for session in sessions}
             return
@@ -210,13 +263,28 @@ class Executor:
             self._decoded[session.spec.id] = frames
 
 
+def _alike(sessions: list[Any]) -> list[list[Any]]:
+    """In runs that have the same adapters; usually it is one."""
+    runs = itertools.groupby(sessions, lambda session: (session.spec.adapters, session.spec.merged))
+    return [list(run) for _, run in runs]
+
+
+def _flush_caches() -> None:
+    """What is computed again when it is needed; on CUDA also the memory torch keeps for later."""
+    prompts.flush()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def told(sample: str, failure: BaseException) -> SampleFailure:
     """A failure as it is reported."""
     code = failure.code if isinstance(failure, GenerationFailed) else None
     if isinstance(failure, torch.OutOfMemoryError):
         code = OUT_OF_MEMORY
+    ours = isinstance(failure, GenerationFailed)  # a sentence for people
+    text = str(failure) if ours else f"{type(failure).__name__}: {failure}"
     return SampleFailure(
         sample=sample,
         code=code or "generation_failed",
-        message=f"{type(failure).__name__}: {failure}"[:500],
+        message=text[:500],
     )

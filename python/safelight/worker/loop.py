@@ -130,6 +130,8 @@ class RankLoop:
                 traffic=self._mesh.traffic.take(),
                 peak_memory=peak_memory(),
                 previews=self._executor.previewing if isinstance(plan, Step) else 0.0,
+                adapting=self._executor.adapting,
+                layers=self._executor.layers,
             )
         )
 

@@ -105,8 +105,10 @@ def test_the_length_is_told_when_it_was_not_asked_for(client: httpx2.Client) -> 
         ({"size": "64x64", "height": 96}, "height", "96"),
         ({"size": "1280x720"}, "size", "32 to 128"),
         ({"num_frames": 8}, "num_frames", "Nearest: 5 or 9"),
-        ({"n": 2}, "n", "got 2"),
-        ({"input_reference": {"file_id": "f"}}, "input_reference", "image_url"),
+        ({"n": 11}, "n", "11"),
+        ({"n": 0}, "n", "got 0"),
+        ({"input_reference": {"file_id": "f"}}, "input_reference", "file_id"),
+        ({"input_reference": {"file": "f"}}, "input_reference", "image_url"),
         ({"model": "sora-2"}, "model", "sora-2"),
         ({"extra_body": [1]}, "extra_body", "object"),
     ],
@@ -127,7 +129,7 @@ def test_wrong_fields_are_named(
         ("num_inference_steps", "ten", "'ten'"),
         ("seed", "1.5", "'1.5'"),
         ("width", "70", "Nearest: 64 or 80"),
-        ("n", "2", "'2'"),
+        ("n", "2.5", "'2.5'"),
     ],
 )
 def test_form_values_are_checked_as_strictly(

@@ -131,16 +131,6 @@ def test_content_is_served_by_ranges(shared: stack.Stack, client: httpx2.Client)
     error(client.get(url, headers={"range": "lines=1-2"}), 400)
 
 
-@pytest.mark.parametrize("variant", ["thumbnail", "spritesheet", "0"])
-def test_other_variants_are_a_clear_400(
-    shared: stack.Stack, client: httpx2.Client, variant: str
-) -> None:
-    video = finished(shared, client)
-    failure = error(client.get(f"/v1/videos/{video['id']}/content?variant={variant}"), 400)
-    assert failure["param"] == "variant"
-    assert variant in failure["message"]
-
-
 def test_a_file_that_somebody_removed_is_404(shared: stack.Stack, client: httpx2.Client) -> None:
     video = finished(shared, client)
     view = shared.call(shared.manager.job(video["id"]))

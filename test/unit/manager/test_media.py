@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from safelight.errors import InvalidRequest
 from safelight.manager.media import Media, decode
@@ -164,3 +164,65 @@ def test_a_broken_chunk_is_the_pictures_fault(content: bytes, kind: bytes, late:
         one(whole[:at] + chunk + whole[at:])
     except InvalidRequest as refusal:
         assert refusal.code == "invalid_image"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow speaks of it, too
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
+)
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_broken_exif_spoils_no_picture(format: str, exif: bytes) -> None:
+    (image,) = one(saved(noise(), format, exif=exif)).images
+    assert (image.width, image.height) == (6, 4)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation(turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = saved(noise(), "PNG", exif=exif)
+    (image,) = one(data).images
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert (image.width, image.height) == expected.size
+    assert image.pixels == expected.tobytes()
+
+
+ZIP = b"PK\x05\x06" + b"\0" * 18
+"""An archive without files."""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(noise()) + b"<script>alert(1)</script>",
+        saved(noise()) + ZIP,
+        saved(noise(), "WEBP") + b"<?php system($_GET[0]);",
+        saved(noise(), "JPEG") + ZIP,
+        saved(noise(), "JPEG", comment=b"%PDF-1.7"),
+    ],
+)
+def test_a_polyglot_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="something else in it") as refused:
+        one(data)
+    assert (refused.value.param, refused.value.code) == ("image", "invalid_image")
+
+
+@pytest.mark.parametrize("data", [saved(noise()) + b"\n", saved(noise(), "JPEG") + b"ftypmp42"])
+def test_harmless_ends_are_taken(data: bytes) -> None:
+    """A line's end behind a PNG; a phone's film behind a JPEG."""
+    assert len(one(data).images) == 1
+
+
+def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
+    data = saved(noise(size=(64, 64)), "JPEG", progressive=True)
+    at = data.rindex(b"\xff\xda")
+    with pytest.raises(InvalidRequest, match="scans"):
+        one(data[:at] + data[at:-2] * 300 + data[-2:])
+
+
+@pytest.mark.parametrize(("format", "options"), [("WEBP", {"lossless": True}), ("PNG", {})])
+def test_of_an_animation_the_first_picture_is_taken(format: str, options: dict[str, bool]) -> None:
+    first = noise(size=(8, 8))
+    data = saved(first, format, save_all=True, append_images=[first.rotate(90)], **options)
+    (image,) = one(data).images
+    assert image.pixels == first.convert("RGB").tobytes()

@@ -53,7 +53,7 @@ async def edit(body: ParsedBody, manager: Manager, config: Config, http: Request
 
 
 async def _pictures(body: Body, config: EngineConfig, *, required: bool = False) -> Media:
-    found = await media_of(body, config.server.max_input_pixels)
+    found = await media_of(body, config.server)
     if required and not found.images:
         raise InvalidRequest("'image' is missing: send the picture to edit.", param="image")
     return found

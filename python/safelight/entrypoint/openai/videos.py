@@ -1,4 +1,4 @@
-"""`/v1/videos`: jobs that are polled."""
+"""`/v1/videos`: jobs that are polled. What is made from finished ones is in `derived`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import contextlib
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from safelight.entrypoint import schema
 from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
-from safelight.entrypoint.openai import parsing
-from safelight.errors import InvalidRequest, NotFound
+from safelight.entrypoint.openai import parsing, variants
+from safelight.entrypoint.openai.video_parsing import video_request
+from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
+from safelight.errors import NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
-from safelight.request import TASKS
+from safelight.request import TASKS, GenerationRequest
 from safelight.store.tables import Status
 
 MIN_POLL_MS, MAX_POLL_MS = 50, 1000
@@ -43,9 +45,32 @@ async def create(
     body: ParsedBody, manager: Manager, config: Config, response: Response
 ) -> dict[str, Any]:
     """Accept a video job. It is durable when this answers; poll it until it is completed."""
-    found = await media_of(body, config.server.max_input_pixels)
-    view = await manager.submit(parsing.video_request(body, found, manager.card), media=found)
-    return _polled(view, response)
+    found = await media_of(body, config.server)
+    request = video_request(body, found, manager.card, config.server.max_outputs)
+    return polled(await manager.submit(request, media=found), response)
+
+
+@router.post(
+    "/sync",
+    response_class=MediaResponse,
+    responses={200: {"content": {"video/mp4": {}}}},
+    openapi_extra={"requestBody": schema.request_body(schema.VideoBody)},
+)
+async def create_and_wait(
+    body: ParsedBody, manager: Manager, config: Config, http: Request
+) -> Response:
+    """Make one video and answer with the file (vLLM-Omni). A client that leaves cancels the job."""
+    found = await media_of(body, config.server)
+    request = video_request(body, found, manager.card, max_outputs=1)
+    await manager.submit(request, media=found)
+    del found  # its pixels shall not wait with the client
+    view = await finished(manager, request.id, http)
+    if view is None:
+        return Response(status_code=CLIENT_CLOSED)
+    raise_unless_completed(view)
+    answer = await media_response(manager, view, 0)
+    answer.headers["x-video-id"] = view.id
+    return answer
 
 
 @router.get("", response_model=schema.VideoList, response_model_exclude_unset=True)
@@ -76,39 +101,52 @@ async def retrieve(
     With `Prefer: wait=N` the answer comes when the job has ended, or after N seconds: one request
     instead of many polls.
     """
-    view = await _video(manager, video_id)
+    view = await find(manager, video_id)
     if (seconds := _patience(prefer)) and not view.status.final:
         response.headers["preference-applied"] = f"wait={seconds}"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await manager.wait(video_id)
-        view = await _video(manager, video_id)
-    return _polled(view, response)
+        view = await find(manager, video_id)
+    return polled(view, response)
 
 
 @router.delete("/{video_id}", response_model=schema.VideoDeleted)
 async def delete(video_id: VideoId, manager: Manager) -> schema.VideoDeleted:
     """Stop the job if it runs; remove it and its file."""
-    await _video(manager, video_id)
+    await find(manager, video_id)
     await manager.delete(video_id)
     return schema.VideoDeleted(id=video_id)
 
 
-@router.get("/{video_id}/content", response_class=MediaResponse)
+@router.head("/{video_id}/content", include_in_schema=False)
+@router.get(
+    "/{video_id}/content",
+    response_class=MediaResponse,
+    responses={200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
+)
 async def content(
     video_id: VideoId,
     manager: Manager,
-    variant: Annotated[str, Query(description="Only `video`.")] = "video",
+    variant: Annotated[
+        str,
+        Query(
+            description="`video`, `thumbnail` (WebP) or `spritesheet` (JPEG of up to 16 frames); a "
+            "number is an `index`."
+        ),
+    ] = "video",
+    index: Annotated[int, Query(ge=0, description="Which video of the job, from 0.")] = 0,
 ) -> MediaResponse:
-    """The finished file; takes `Range`."""
-    if variant != "video":
-        raise InvalidRequest(
-            f"'variant' is {variant!r:.80}; this server has only 'video'.", param="variant"
-        )
-    return await media_response(manager, await _video(manager, video_id), 0)
+    """The finished file, or a picture of it. Takes `Range` and `If-None-Match`."""
+    if variant.isascii() and variant.isdecimal():  # SGLang Diffusion's way to name an output
+        variant, index = "video", int(variant[:9])
+    view = await find(manager, video_id)
+    if variant == "video":
+        return await media_response(manager, view, index)
+    return await variants.response(manager, view, index, variant)
 
 
-async def _video(manager: RequestManager, video_id: str) -> JobView:
+async def find(manager: RequestManager, video_id: str) -> JobView:
     """Raises `NotFound`, also for a job that is no video."""
     view = await manager.job(video_id)
     if view.request.task not in TASKS["video"]:
@@ -123,7 +161,7 @@ def _patience(prefer: str | None) -> int:
     return min(MAX_WAIT_S, int(found[1])) if found else 0
 
 
-def _polled(view: JobView, response: Response) -> dict[str, Any]:
+def polled(view: JobView, response: Response) -> dict[str, Any]:
     """The video object, and when to ask again: the SDK takes the interval of its first poll."""
     if not view.status.final:
         eta = UNKNOWN_ETA_S if view.eta is None else view.eta
@@ -146,10 +184,9 @@ def as_video(view: JobView) -> dict[str, Any]:
         "completed_at": None if view.completed_at is None else int(view.completed_at),
         "expires_at": None,
         "prompt": request.prompt,
-        "seconds": parsing.echo(request, "seconds", str)
-        or f"{sampling.num_frames / sampling.fps:g}",
+        "seconds": seconds_of(request),
         "size": f"{sampling.width}x{sampling.height}",
-        "remixed_from_video_id": None,
+        "remixed_from_video_id": parsing.echo(request, "remixed_from_video_id", str),
         "error": _error(view),
         "seed": request.seed_of(0),
         "num_frames": sampling.num_frames,
@@ -162,9 +199,18 @@ def as_video(view: JobView) -> dict[str, Any]:
     known = {
         "eta": view.eta,
         "queue_position": view.position,
+        "n": request.n if request.n > 1 else None,
+        "seeds": [request.seed_of(i) for i in range(request.n)] if request.n > 1 else None,
+        "extended_from_video_id": parsing.echo(request, "extended_from_video_id", str),
         "warnings": parsing.echo(request, "warnings", list[str]) or None,
     }
     return video | {key: value for key, value in known.items() if value is not None}
+
+
+def seconds_of(request: GenerationRequest) -> str:
+    """The length that was asked for, or the one that follows from the frames."""
+    sampling = request.sampling
+    return parsing.echo(request, "seconds", str) or f"{sampling.num_frames / sampling.fps:g}"
 
 
 def _error(view: JobView) -> dict[str, str] | None:

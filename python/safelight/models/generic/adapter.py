@@ -28,6 +28,7 @@ from transformers import (
 
 from safelight.config import EngineConfig, Precision
 from safelight.errors import ConfigError
+from safelight.lora.adapters import Adapters
 from safelight.models import inputs
 from safelight.models.generic.calls import Call, calls_of
 from safelight.models.generic.course import Bar, Course
@@ -100,6 +101,7 @@ class GenericFamily:
         self.whole = whole
         self._calls = calls
         self.device = mesh.device
+        self.lora = Adapters(whole)
         self._pipelines = {call.signature.name: _sibling(whole, call) for call in calls.values()}
 
     def describe(self) -> str:

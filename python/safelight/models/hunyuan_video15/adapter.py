@@ -23,6 +23,7 @@ from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5_image2video 
 )
 
 from safelight.config import EngineConfig
+from safelight.lora.adapters import Adapters
 from safelight.models import frames
 from safelight.models.inputs import image
 from safelight.models.loading import load_pipeline, weight_bytes
@@ -118,8 +119,10 @@ class HunyuanVideo15Family:
         self._pictured = isinstance(pipeline, HunyuanVideo15ImageToVideoPipeline)
         # The pipeline for text makes nothing of it.
         self._meanflow = self._pictured and self.transformer.config.use_meanflow
-        self._prompts = PromptCache(config.model.prompt_cache_entries)
-        self._pictures = PromptCache(config.model.prompt_cache_entries)
+        self.lora = Adapters(pipeline)
+        entries = config.model.prompt_cache_entries
+        self._prompts = PromptCache(entries, lambda: self.lora.of_prompts)
+        self._pictures = PromptCache(entries)
 
     def describe(self) -> str:
         return f"{type(self.pipeline).__name__} on {self.device}, {self.dtype}"

@@ -22,6 +22,7 @@ from diffusers.pipelines.ltx2.utils import resolve_default_image_crf
 from PIL import Image
 
 from safelight.config import EngineConfig
+from safelight.lora.adapters import Adapters
 from safelight.models import frames
 from safelight.models.family import Clip
 from safelight.models.inputs import image
@@ -57,8 +58,10 @@ class LTX2Family:
         self.dtype = self.transformer.dtype
         # What the transformer is fed has the text's precision, as in the pipeline.
         self._text_dtype = pipeline.text_encoder.dtype
-        self._prompts = PromptCache(config.model.prompt_cache_entries)
-        self._pictures = PromptCache(config.model.prompt_cache_entries)
+        self.lora = Adapters(pipeline)
+        entries = config.model.prompt_cache_entries
+        self._prompts = PromptCache(entries, lambda: self.lora.of_prompts)
+        self._pictures = PromptCache(entries)
         # It resizes pictures with another filter than the pipeline for text does.
         self._resizer = LTX2ImageToVideoPipeline(**pipeline.components).video_processor
 

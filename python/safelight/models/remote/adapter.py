@@ -16,7 +16,7 @@ from safelight.errors import GenerationFailed
 from safelight.models.remote.client import Client
 from safelight.models.remote.spec import upstream
 from safelight.parallel.mesh import Mesh
-from safelight.request import SampleSpec
+from safelight.request import Adapter, SampleSpec
 
 if TYPE_CHECKING:
     from safelight.models.family import Frames
@@ -39,12 +39,33 @@ class RemoteSession:
     failure: GenerationFailed | None = None
 
 
+class NoAdapters:
+    """What an upstream runs cannot be changed from here."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def wear(self, adapters: Sequence[Adapter], *, merged: bool = False) -> None:
+        for adapter in adapters:
+            self.load(adapter)
+
+    def load(self, adapter: Adapter) -> dict[str, int]:
+        raise GenerationFailed(
+            f"{self._name} takes no adapters, so '{adapter.name}' cannot be used with it.",
+            code="adapter_unfit",
+        )
+
+    def drop(self, digest: str) -> None:
+        """There are none."""
+
+
 class RemoteFamily:
     """The client of one upstream."""
 
     def __init__(self, client: Client, name: str, at_once: int) -> None:
         self._client = client
         self._name = name
+        self.lora = NoAdapters(name)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="upstream")
 
     def describe(self) -> str:

@@ -1,0 +1,1 @@
+"""`safelight batch`: a file of requests in; pictures, videos and a file of results out."""

@@ -1,0 +1,49 @@
+"""Who makes the files of a batch: what a local engine and a running server have in common."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from safelight.cli.batch.lines import Item
+from safelight.cli.batch.results import File
+from safelight.errors import InvalidRequest
+
+PATIENCE = 5.0  # seconds before a full queue is asked again, if it does not say
+
+
+class Made(NamedTuple):
+    """What became of one line."""
+
+    files: tuple[File, ...]
+    """With absolute paths, durable."""
+    model: str | None
+
+
+class Backend(Protocol):
+    """Makes lines. All methods but `check` belong to one event loop."""
+
+    def check(self, items: Sequence[Item]) -> list[str]:
+        """A sentence for each line that cannot be made, before anything runs."""
+        ...
+
+    async def make(self, item: Item, directory: Path) -> Made:
+        """Make its files in `directory`.
+
+        Raises `SafelightError` if that failed, `Overloaded` or `Unavailable` if it may be asked
+        again. Cancelled, it stops what was begun.
+        """
+        ...
+
+
+def picture(source: str) -> str | bytes:
+    """A data URL's bytes; a path as it is. Raises `InvalidRequest`."""
+    if not source.startswith("data:"):
+        return source
+    try:
+        return base64.b64decode(source.partition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as failure:
+        raise InvalidRequest("'image' is no base64 data URL.", param="image") from failure

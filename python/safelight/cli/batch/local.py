@@ -1,0 +1,98 @@
+"""A batch made by an engine of its own, in this command's processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safelight.cli import naming
+from safelight.cli.batch.backend import Made, picture
+from safelight.cli.batch.lines import Item
+from safelight.cli.batch.results import File
+from safelight.cli.generate import compression_of
+from safelight.config import EngineConfig
+from safelight.engine import Engine, Job, read_media
+from safelight.errors import RequestError
+from safelight.manager.building import build_request, choose, output_of
+from safelight.models.card import ModelCard
+from safelight.request import GenerationRequest
+
+
+class LocalEngine:
+    """Lines as jobs of an `Engine`, which is started after they were checked."""
+
+    def __init__(self, config: EngineConfig, cards: Mapping[str, ModelCard]) -> None:
+        self._config = config
+        self._cards = cards
+        self.engine: Engine | None = None
+        """Once it serves."""
+
+    def check(self, items: Sequence[Item]) -> list[str]:
+        """Everything but the weights: fields, limits, pictures."""
+        wrong = []
+        for item in items:
+            try:
+                self._request(item)
+            except RequestError as failure:
+                wrong.append(f"line {item.number}: {failure.message}")
+        return wrong
+
+    async def make(self, item: Item, directory: Path) -> Made:
+        job = await asyncio.to_thread(self._submit, item, directory)
+        try:
+            view = await asyncio.to_thread(job.wait)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.to_thread(job.cancel))
+            raise
+        files = (
+            File(
+                path=output.path,
+                seed=output.seed,
+                width=output.width,
+                height=output.height,
+                num_frames=output.num_frames,
+            )
+            for output in view.outputs
+        )
+        return Made(tuple(files), view.request.model)
+
+    def _submit(self, item: Item, directory: Path) -> Job:
+        assert self.engine is not None
+        request = self._request(item)
+        kind = output_of(request.task)
+        names = item.names(naming.extension_of(request.format))
+        return self.engine.submit(
+            request.prompt,
+            model=request.model,
+            round_size=item.options.round_size,
+            images=[picture(one) for one in item.options.image_path],
+            mask=None if item.options.mask_path is None else picture(item.options.mask_path),
+            sampling=item.sampling,
+            output=kind,
+            n=request.n,
+            format=request.format,
+            compression=compression_of(item.options, kind),
+            priority=request.priority,
+            destinations=[directory / name for name in names],
+        )
+
+    def _request(self, item: Item) -> GenerationRequest:
+        """Raises `RequestError` if it cannot be made."""
+        own = item.options
+        mask = None if own.mask_path is None else picture(own.mask_path)
+        pictures = [picture(one) for one in own.image_path]
+        media = read_media(pictures, mask, self._config.server.max_input_pixels)
+        return build_request(
+            choose(self._cards, item.line.model, item.kind, media),
+            item.line.prompt,
+            item.sampling,
+            output=item.kind,
+            media=media,
+            round_size=own.round_size,
+            format=item.line.output_format,
+            n=own.n,
+            max_outputs=self._config.server.max_outputs,
+            compression=own.output_compression,
+            priority=own.priority,
+        )

@@ -1,0 +1,109 @@
+"""The OpenAPI document: what FastAPI derives from the routes, with the errors that they answer and
+an example of every body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+
+from safelight.entrypoint.examples import EXAMPLES
+from safelight.entrypoint.schema import ErrorEnvelope, without_null
+
+Operation = dict[str, Any]
+
+FILES = ("/content", "/previews/{number}")
+"""How the paths of routes end that answer with files."""
+UNSAFE = ("post", "put", "patch", "delete")
+_ENVELOPE = {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"}
+_REASONS = {
+    400: "A field, parameter or picture is wrong; `param` names it.",
+    401: "The key is missing or wrong.",
+    403: "A web page of another site sent it, and the server has no key.",
+    404: "There is no such job, model or content.",
+    409: "The job was stopped while this request waited for it.",
+    413: "The body is over the limit.",
+    415: "Neither JSON nor a form.",
+    416: "The file does not have that range.",
+    429: "The queue is full; `Retry-After` says when to come back.",
+    500: "The model failed, or the server made an error.",
+    503: "Not ready, or going down.",
+}
+
+
+class Application(FastAPI):
+    """Describes itself with every status that it answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        fresh = self.openapi_schema is None
+        document = super().openapi()
+        if fresh:
+            for path, method, operation in operations(document):
+                _complete(path, method, operation)
+            document["components"]["responses"] = {str(s): _response(s) for s in _REASONS}
+        return document
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Operation]]:
+    """Path, method and operation of all."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def _response(status: int) -> dict[str, Any]:
+    schema = {"application/json": {"schema": _ENVELOPE}}
+    response: dict[str, Any] = {"description": _REASONS[status], "content": schema}
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        seconds = {"type": "integer", "minimum": 1, "maximum": 60}
+        response["headers"] = {"Retry-After": {"schema": seconds, "description": "Seconds."}}
+    return response
+
+
+def _complete(path: str, method: str, operation: Operation) -> None:
+    responses = operation["responses"]
+    if responses.pop("default", None) is not None:
+        for status in sorted(_statuses(path, method, operation)):
+            responses.setdefault(str(status), _ref(status))
+    if path.endswith(FILES):
+        _add_ranges(responses)
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = without_null(parameter["schema"])
+    body = operation.get("requestBody")
+    if body is not None and path in EXAMPLES:
+        for kind, content in body["content"].items():
+            if kind == "application/json":
+                content["example"] = EXAMPLES[path]
+
+
+def _ref(status: int) -> dict[str, str]:
+    return {"$ref": f"#/components/responses/{status}"}
+
+
+def _statuses(path: str, method: str, operation: Operation) -> set[int]:
+    """What may go wrong, from what the operation takes."""
+    found = {500}
+    if "security" in operation:
+        found |= {401}
+        if method in UNSAFE:
+            found |= {403}
+    if operation.get("parameters"):
+        found |= {400}
+    if any(one["name"] == "after" for one in operation.get("parameters", ())):
+        found |= {404}
+    if "{" in path:
+        found |= {404, 503}
+    if "requestBody" in operation:
+        found |= {400, 404, 409, 413, 415, 429, 503}
+    if path.startswith("/health"):
+        found |= {503}
+    return found
+
+
+def _add_ranges(responses: dict[str, Any]) -> None:
+    """Of a route that answers with a file, whole or in part."""
+    responses["206"] = responses["200"] | {"description": "The range that was asked for."}
+    responses["304"] = {"description": "The client has it, by the tag it sent."}
+    responses["416"] = _ref(416)

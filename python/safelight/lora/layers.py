@@ -1,0 +1,259 @@
+"""The layers of one component that adapters change: as they were made, or with adapters.
+
+What peft puts in the place of a layer stands there only while an adapter is in force; otherwise the
+layer itself does, so that a request without adapters runs the model as it was loaded, bits and
+speed. Merged weights are other tensors, put in the place of the pristine ones, which are never
+written to and stay on the device: to unmerge is to put them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from safelight import log
+from safelight.errors import GenerationFailed
+from safelight.parallel import diffusers_compat
+
+logger = log.get(__name__)
+
+Worn = tuple[tuple[str, float], ...]
+"""Digest and scale of every adapter in force, in order."""
+
+WHOLE = (torch.float32, torch.bfloat16, torch.float16)
+"""Precisions that weights can be merged in."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """One layer, and what peft puts in its place."""
+
+    path: str
+    parent: nn.Module
+    attribute: str
+    base: nn.Module
+    tuner: Any
+    placed: bool
+    """Whether it is peft's that stands there."""
+
+    def place(self, adapted: bool) -> None:
+        """Put the one or the other there, with the hooks that split or gather a sequence there."""
+        if adapted != self.placed:
+            now, then = (self.tuner, self.base) if adapted else (self.base, self.tuner)
+            diffusers_compat.hand_over(then, now)
+            setattr(self.parent, self.attribute, now)
+            self.placed = adapted
+
+    def has(self, digests: Sequence[str]) -> bool:
+        """Whether one of these adapters changes it."""
+        return any(digest in self.tuner.scaling for digest in digests)
+
+    def set(self, worn: Worn) -> None:
+        self.tuner.set_adapter([digest for digest, _ in worn], inference_mode=True)
+        for digest, scale in worn:
+            self.tuner.set_scale(digest, scale)
+
+    def drop(self, digest: str) -> None:
+        self.tuner.set_adapter([], inference_mode=True)
+        self.tuner.delete_adapter(digest)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """By name; those that are in force now."""
+        return dict(self.base.named_parameters(recurse=False))
+
+    def put(self, weights: Mapping[str, nn.Parameter]) -> None:
+        for name, weight in weights.items():
+            setattr(self.base, name, weight)
+
+    def merged(self, worn: Worn) -> dict[str, nn.Parameter]:
+        """Its weights with the adapters added; the pristine ones stay as they are."""
+        pristine = self.weights
+        copies = {name: nn.Parameter(one.clone(), False) for name, one in pristine.items()}
+        self.set(worn)
+        self.put(copies)
+        try:
+            self.tuner.merge(adapter_names=[d for d, _ in worn if self.has([d])])
+            return self.weights
+        finally:
+            self.tuner.merged_adapters.clear()
+            self.put(pristine)
+
+
+class Unmergeable(GenerationFailed):
+    """Weights that are not whole numbers of their precision."""
+
+    code = "adapter_not_mergeable"
+
+
+class Layers:
+    """All layers of a component that any adapter changes."""
+
+    def __init__(self, name: str, component: Any) -> None:
+        self.name = name
+        self.component = component
+        self.worn: Worn = ()
+        """In force now."""
+        self._layers: list[Layer] = []
+        self._pristine: dict[Layer, dict[str, nn.Parameter]] = {}
+        """Of the layers whose merged weights are in force."""
+        self._merged: dict[Layer, dict[str, nn.Parameter]] = {}
+        self._merged_for: Worn = ()
+        """What those were made for; one set is kept."""
+        self._as_merged = False
+
+    def count(self, digest: str) -> int:
+        """Layers that an adapter changes."""
+        return sum(layer.has([digest]) for layer in self._layers)
+
+    # ---------------------------------------------------------------------------- what is in force
+
+    def wear(self, worn: Worn, *, merged: bool = False) -> None:
+        """From now on these adapters are in force, and no others. Raises `Unmergeable`, with none
+        in force, where weights cannot be merged."""
+        merged = merged and bool(worn)
+        if worn == self.worn and merged == self._as_merged:
+            return
+        self._undress()
+        if merged and self._can_merge(worn):
+            self._put_merged(worn)
+        else:
+            digests = [digest for digest, _ in worn]
+            for layer in self._layers:
+                if layer.has(digests):
+                    layer.set(worn)
+                    layer.place(adapted=True)
+        self.worn, self._as_merged = worn, merged
+
+    def _undress(self) -> None:
+        """The model as it was loaded."""
+        for layer, weights in self._pristine.items():
+            layer.put(weights)
+        self._pristine = {}
+        for layer in self._layers:
+            layer.place(adapted=False)
+        self.worn, self._as_merged = (), False
+
+    # ---------------------------------------------------------------------------------- merging
+
+    def _can_merge(self, worn: Worn) -> bool:
+        """Whether there is room for merged weights beside the pristine ones."""
+        touched = self._touched(worn)
+        for layer in touched:
+            for name, weight in layer.weights.items():
+                if type(weight) is not nn.Parameter or weight.dtype not in WHOLE:
+                    raise Unmergeable(
+                        f"Adapters cannot be merged into {self.name}: {layer.path}.{name} is "
+                        "quantized, and would be rounded again. Use them unmerged."
+                    )
+        if worn == self._merged_for:
+            return True
+        self._forget_merged()
+        need = sum(w.nbytes for layer in touched for w in layer.weights.values())
+        if need <= (room := _room(self.component.device)):
+            return True
+        logger.warning("adapters run unmerged: no room", need=need, room=room, part=self.name)
+        return False
+
+    def _touched(self, worn: Worn) -> list[Layer]:
+        digests = [digest for digest, _ in worn]
+        return [layer for layer in self._layers if layer.has(digests)]
+
+    def _put_merged(self, worn: Worn) -> None:
+        if worn != self._merged_for:
+            with torch.inference_mode(False), torch.no_grad():
+                self._merged = {layer: layer.merged(worn) for layer in self._touched(worn)}
+            self._merged_for = worn
+        for layer, weights in self._merged.items():
+            self._pristine[layer] = layer.weights
+            layer.put(weights)
+
+    def _forget_merged(self) -> None:
+        self._merged, self._merged_for = {}, ()
+
+    # ------------------------------------------------------------------------- loading, dropping
+
+    @contextmanager
+    def opened(self, digest: str, expected: int) -> Iterator[None]:
+        """Within it peft's layers stand in their places, and an adapter of so many may be added.
+
+        If it fails, nothing of the adapter is left; either way, no adapter is in force afterwards.
+        Raises `ValueError` where layers that it changes are not there.
+        """
+        self._undress()
+        for layer in self._layers:
+            layer.place(adapted=True)
+        before = {module: dict(module._modules) for module in self.component.modules()}
+        try:
+            yield
+            added = self._added(before)
+            found = self.count(digest) + sum(layer.has([digest]) for layer in added)
+            if found < expected:
+                raise ValueError(f"{self.name} lacks {expected - found} of its {expected} layers")
+            self._layers += added
+        except BaseException:
+            self._roll_back(digest, before)
+            raise
+        finally:
+            self._undress()
+
+    def _added(self, before: Mapping[nn.Module, Mapping[str, nn.Module | None]]) -> list[Layer]:
+        """The layers that now have adapters for the first time."""
+        known = {layer.tuner for layer in self._layers}
+        added = []
+        for path, tuner in self.component.named_modules():
+            if isinstance(tuner, BaseTunerLayer) and tuner not in known:
+                above, _, attribute = path.rpartition(".")
+                parent, base = self.component.get_submodule(above), tuner.get_base_layer()
+                if before.get(parent, {}).get(attribute) is not base:
+                    raise ValueError(f"it would replace {path}")
+                tuner.eval()  # it may have dropout
+                diffusers_compat.hand_over(base, tuner)
+                added.append(Layer(path, parent, attribute, base, tuner, placed=True))
+        return added
+
+    def _roll_back(
+        self, digest: str, before: Mapping[nn.Module, Mapping[str, nn.Module | None]]
+    ) -> None:
+        for layer in self._layers:
+            layer.drop(digest)
+        for module, children in before.items():
+            for name, child in children.items():
+                if module._modules.get(name) is not child:
+                    setattr(module, name, child)
+        self._forget(digest)
+
+    def drop(self, digest: str) -> None:
+        """Forget an adapter."""
+        if any(digest == one for one, _ in self.worn):
+            self._undress()
+        if any(digest == one for one, _ in self._merged_for):
+            self._forget_merged()
+        for layer in self._layers:
+            if layer.has([digest]):
+                layer.drop(digest)
+        self._layers = [layer for layer in self._layers if layer.tuner.scaling]
+        self._forget(digest)
+
+    def _forget(self, digest: str) -> None:
+        """What the component itself has noted of it."""
+        if "peft_config" in vars(self.component):
+            self.component.peft_config.pop(digest, None)
+            if not self.component.peft_config:
+                del self.component.peft_config
+                self.component._hf_peft_config_loaded = False
+
+
+def _room(device: torch.device) -> float:
+    """Bytes to be had on a device; what the host has is the system's business."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
