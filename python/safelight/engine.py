@@ -39,10 +39,11 @@ from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.manager.media import Media, decode
 from safelight.manager.models import check_memory
+from safelight.manager.wanted import IN_FORCE, wanted
 from safelight.models import sources
 from safelight.models.card import ModelCard
 from safelight.models.registry import load_cards
-from safelight.request import GenerationRequest, MediaFormat, Output
+from safelight.request import Adapter, GenerationRequest, MediaFormat, Output
 from safelight.wire.messages import GroupStatus, PlanDone
 
 T = TypeVar("T")
@@ -177,6 +178,7 @@ class Engine:
         format: MediaFormat | None = None,
         compression: int | None = None,
         priority: int = 0,
+        lora: Sequence[str | Mapping[str, Any] | Adapter] | None = None,
         destinations: Sequence[Path | str] | None = None,
     ) -> Job:
         """Accept a job; returns at once.
@@ -196,9 +198,12 @@ class Engine:
             format: `mp4`, or for images `png` (default), `jpeg`, `webp`.
             compression: 0 to 100, the quality of jpeg and webp (95 if left out) and of mp4 (50).
             priority: -100 to 100; higher goes first.
+            lora: adapters of this job, as `"name"`, `"name:0.8"` or `{"name": …, "scale": …,
+                "target": …}`; an empty list for none, by default what is in force.
             destinations: where to write the `n` files; by default they go with the engine.
 
-        Raises `InvalidRequest` naming the field, `Overloaded` if the queue is full.
+        Raises `InvalidRequest` naming the field, `NotFound` for an unknown adapter, `Overloaded` if
+        the queue is full.
         """
         media = read_media(images, mask, self.config.server.max_input_pixels)
         request = build_request(
@@ -214,10 +219,11 @@ class Engine:
             max_outputs=self.config.server.max_outputs,
             compression=compression,
             priority=priority,
+            adapters=IN_FORCE if lora is None else wanted(lora),
         )
         paths = None if destinations is None else [Path(p).absolute() for p in destinations]
-        self._call(self._jobs.submit(request, media=media, destinations=paths))
-        return Job(self, request)
+        view = self._call(self._jobs.submit(request, media=media, destinations=paths))
+        return Job(self, view.request)
 
     def load(self, model: str) -> None:
         """Load a model; returns when it serves. Raises `ModelNotFound`, or `Unavailable` with the

@@ -1,4 +1,4 @@
-"""`docs/coverage.md`: every name of the manuals has a test, which exists, and the page is current."""
+"""`docs/coverage.md`: every name of the manuals has a test that exists, and the page is current."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,15 @@ MAKERS = {
 def models(checkpoints: Checkpoints) -> dict[str, str]:
     """The tiny checkpoints by the names that stand for them in the data."""
     return {name: str(checkpoints.made(make)) for name, make in MAKERS.items()}
+
+
+def with_heads(source: str, directory: Path, heads: int) -> str:
+    """A copy whose configuration has so many attention heads: what layouts are judged by."""
+    copy = Path(shutil.copytree(source, directory))
+    path = copy / "transformer" / "config.json"
+    values = json.loads(path.read_text("utf-8")) | {"num_attention_heads": heads}
+    path.write_text(json.dumps(values), "utf-8")
+    return str(copy)
 
 
 @dataclass

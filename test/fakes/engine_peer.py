@@ -101,6 +101,10 @@ class EnginePeer:
         """What the samples become; `clips.made` makes real videos."""
         self.specs: list[SampleSpec] = []
         """Every sample that was submitted, in order."""
+        self.tries = True
+        """Whether adapters are tried out as soon as that is asked for."""
+        self.misfits: dict[str, str] = {}
+        """Why an adapter of that name does not fit the model."""
         self._run_dir = run_dir
         self._inbox: defaultdict[type, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
 
@@ -128,9 +132,19 @@ class EnginePeer:
             if isinstance(message, m.Attach):
                 detail = "serving" if self.ready else "loading"
                 await self.say(m.GroupStatus(group=0, ready=self.ready, detail=detail))
+            if isinstance(message, m.LoadAdapters) and self.tries:
+                await self.try_out(message)
             if isinstance(message, m.Drain) and self.automatic:
                 await self.say(m.Drained(model=message.model))
             self._inbox[type(message)].put_nowait(message)
+
+    async def try_out(self, message: m.LoadAdapters) -> None:
+        """Say what ranks would: whether they fit, and how many layers they change."""
+        names = [one.name for one in message.adapters]
+        error = next((self.misfits[name] for name in names if name in self.misfits), None)
+        targets = {a.target for a in message.adapters} - {"all"} or {"transformer"}
+        layers = {} if error else dict.fromkeys(targets, 4)
+        await self.say(m.AdaptersLoaded(ticket=message.ticket, error=error, layers=layers))
 
     async def _supervise(self) -> None:
         """Start and end worker groups, as soon as that is asked for; only while `automatic`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -40,7 +41,6 @@ def write(
 ) -> Path:
     """A LoRA of some components of a checkpoint, as diffusers saves it; the file."""
     pipeline = DiffusionPipeline.from_pretrained(checkpoint)
-    assert isinstance(pipeline, LoraBaseMixin)
     torch.manual_seed(seed)
     saved: dict[str, Any] = {}
     for name in parts:
@@ -53,8 +53,22 @@ def write(
         if name.startswith("text_encoder"):
             state = convert_state_dict_to_diffusers(state)
         saved |= {f"{name}_lora_layers": state, f"{name}_lora_adapter_metadata": _plain(config)}
-    type(pipeline).save_lora_weights(directory, **saved)
+    if isinstance(pipeline, LoraBaseMixin):
+        type(pipeline).save_lora_weights(directory, **saved)
+    else:
+        _save(directory, *saved.values())
     return directory / "pytorch_lora_weights.safetensors"
+
+
+def _save(directory: Path, layers: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """As `save_lora_weights` of a pipeline that had it."""
+    directory.mkdir(parents=True)
+    told = json.dumps({f"transformer.{key}": value for key, value in config.items()})
+    save_file(
+        {f"transformer.{key}": tensor for key, tensor in layers.items()},
+        directory / "pytorch_lora_weights.safetensors",
+        {"format": "pt", LORA_ADAPTER_METADATA_KEY: told},
+    )
 
 
 def _plain(config: LoraConfig) -> dict[str, Any]:
@@ -86,12 +100,21 @@ def upstream(adapters: Sequence[Adapter], *, twice: bool = False) -> Iterator[No
 
     def loading(kind: Any, *args: Any, **options: Any) -> Any:
         pipeline = original(kind, *args, **options)
+        if not isinstance(pipeline, LoraBaseMixin):
+            for one in adapters:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                    pipeline.transformer.load_lora_adapter(one.path, adapter_name=one.digest)
+            if adapters:
+                pipeline.transformer.set_adapters([a.digest for a in adapters], [a.scale for a in adapters])
+            return pipeline
         for one in adapters:
-            pipeline.load_lora_weights(one.path, adapter_name=one.digest)
-            if twice:
-                pipeline.load_lora_weights(
-                    one.path, adapter_name=one.digest, load_into_transformer_2=True
-                )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                pipeline.load_lora_weights(one.path, adapter_name=one.digest)
+                if twice:
+                    second = {"load_into_transformer_2": True}
+                    pipeline.load_lora_weights(one.path, adapter_name=one.digest, **second)
         if adapters:
             pipeline.set_adapters([one.digest for one in adapters], [one.scale for one in adapters])
         return pipeline

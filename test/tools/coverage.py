@@ -99,8 +99,8 @@ def _here(row: Name) -> str:
     text = row.details.here
     if text is None:
         return "the same"
-    plain = text.startswith("refused") or " " in text and not text.startswith("safelight")
-    return text if plain or "`" in text else f"`{text}`"
+    command = text.startswith(("safelight", "-", "SAFELIGHT_", "pip ", "GET ", "POST "))
+    return f"`{text}`" if command or " " not in text else text
 
 
 def _test(node: str | None) -> str:

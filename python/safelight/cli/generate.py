@@ -84,6 +84,13 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ),
     ] = None
     priority: Annotated[int, Meta(ge=-100, le=100, description="Higher goes first.")] = 0
+    lora: Annotated[
+        list[str],
+        Meta(
+            description="Adapter of --lora-dir or --lora-path, as NAME or NAME:SCALE; repeat it. By "
+            "default that of --lora-path."
+        ),
+    ] = []
     save_output: Annotated[
         bool, Meta(description="For the command lines of other engines: files are always saved.")
     ] = True
@@ -166,10 +173,31 @@ def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOpt
             format=format,
             compression=options.output_compression,
             priority=options.priority,
+            adapters=_adapters(config, options),
         )
     format = request.format
     paths = naming.destinations(Path(options.output_path), name, format, prompts, options.n)
     return Work(prompts, values, format, options, card.name, paths)
+
+
+def _adapters(config: EngineConfig, options: GenerateOptions) -> Sequence[Adapter]:
+    """What `--lora` names. Raises `ConfigError` for what the engine will not have."""
+    from safelight.manager.adapter_files import names_at_start
+    from safelight.manager.wanted import IN_FORCE, wanted
+
+    if not options.lora:
+        return IN_FORCE
+    adapters = wanted(options.lora)
+    known = names_at_start(config.lora)
+    for one in adapters:
+        if one.name not in known:
+            raise ConfigError(
+                f"--lora {one.name}: there is no such adapter, but "
+                f"{', '.join(sorted(known)) or 'none'}. Give its directory as --lora-dir, or its "
+                "file as --lora-path.",
+                param="lora",
+            )
+    return adapters
 
 
 def read_prompts(options: GenerateOptions) -> list[str]:
@@ -206,6 +234,7 @@ def submit(engine: Engine, work: Work) -> list[Job]:
             format=work.format,
             compression=compression_of(work.options, kind),
             priority=work.options.priority,
+            lora=work.options.lora or None,
             destinations=paths,
         )
         for prompt, paths in zip(work.prompts, work.destinations, strict=True)

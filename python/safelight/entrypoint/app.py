@@ -10,7 +10,15 @@ from safelight.entrypoint import envelope, loras, native, ops, page, peers
 from safelight.entrypoint.auth import require_key
 from safelight.entrypoint.document import Application
 from safelight.entrypoint.guard import Intake, RequestIdMiddleware
-from safelight.entrypoint.openai import derived, events, images, models, videos, webhooks
+from safelight.entrypoint.openai import (
+    derived,
+    events,
+    image_jobs,
+    images,
+    models,
+    videos,
+    webhooks,
+)
 from safelight.manager.manager import RequestManager
 
 
@@ -31,7 +39,7 @@ def create_app(manager: RequestManager, config: EngineConfig) -> FastAPI:
     envelope.install(app)
     app.include_router(ops.router)
     app.include_router(page.router)
-    for part in (native.router, peers.router, loras.plain):
+    for part in (native.router, peers.router, loras.plain, images.azure):
         app.include_router(part, dependencies=[Depends(require_key)])
     app.include_router(_v1())
     return app
@@ -42,7 +50,7 @@ def _v1() -> APIRouter:
     router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)])
     for part in (
         *(derived.router, events.router, videos.router),
-        *(images.router, models.router, webhooks.router, loras.router),
+        *(image_jobs.router, images.router, models.router, webhooks.router, loras.router),
     ):
         router.include_router(part)
     return router

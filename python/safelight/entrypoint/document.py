@@ -17,6 +17,15 @@ Operation = dict[str, Any]
 FILES = ("/content", "/previews/{number}")
 """How the paths of routes end that answer with files."""
 UNSAFE = ("post", "put", "patch", "delete")
+_ID = "$response.body#/id"
+MAKERS = {
+    ("/v1/videos", _ID): "video_id",
+    ("/v1/videos/{video_id}/remix", _ID): "video_id",
+    ("/v1/images/generations", _ID): "image_id",
+    ("/v1/webhook_endpoints", _ID): "webhook_endpoint_id",
+}
+"""Paths of routes that make something, where its id stands in their answers, and the parameter of
+other routes that it is."""
 _ENVELOPE = {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"}
 _REASONS = {
     400: "A field, parameter or picture is wrong; `param` names it.",
@@ -42,6 +51,7 @@ class Application(FastAPI):
         if fresh:
             for path, method, operation in operations(document):
                 _complete(path, method, operation)
+            _link(document)
             document["components"]["responses"] = {str(s): _response(s) for s in _REASONS}
         return document
 
@@ -67,6 +77,7 @@ def _complete(path: str, method: str, operation: Operation) -> None:
     if responses.pop("default", None) is not None:
         for status in sorted(_statuses(path, method, operation)):
             responses.setdefault(str(status), _ref(status))
+    operation["responses"] = responses = dict(sorted(responses.items()))
     if path.endswith(FILES):
         _add_ranges(responses)
     for parameter in operation.get("parameters", ()):
@@ -91,7 +102,7 @@ def _statuses(path: str, method: str, operation: Operation) -> set[int]:
             found |= {403}
     if operation.get("parameters"):
         found |= {400}
-    if any(one["name"] == "after" for one in operation.get("parameters", ())):
+    if {"after", "model"} & {one["name"] for one in operation.get("parameters", ())}:
         found |= {404}
     if "{" in path:
         found |= {404, 503}
@@ -100,6 +111,22 @@ def _statuses(path: str, method: str, operation: Operation) -> set[int]:
     if path.startswith("/health"):
         found |= {503}
     return found
+
+
+def _link(document: dict[str, Any]) -> None:
+    """Say which answers have the ids that other routes take."""
+    takers: dict[str, list[str]] = {parameter: [] for parameter in set(MAKERS.values())}
+    for path, _, operation in operations(document):
+        for parameter in takers:
+            if f"{{{parameter}}}" in path:
+                takers[parameter].append(operation["operationId"])
+    for (path, pointer), parameter in MAKERS.items():
+        answer = document["paths"].get(path, {}).get("post", {}).get("responses", {}).get("200")
+        if answer is not None:
+            answer["links"] = {
+                taker: {"operationId": taker, "parameters": {parameter: pointer}}
+                for taker in takers[parameter]
+            }
 
 
 def _add_ranges(responses: dict[str, Any]) -> None:

@@ -111,6 +111,8 @@ async def _answer(view: JobView, asked: GenerateBody, http: Request) -> dict[str
         "time_cost": (view.completed_at or view.created_at) - view.created_at,
     }
     answer |= {"images": files} if kind == "image" else {"images": [], "video": files[0]}
+    if request.adapters:
+        answer["lora_applied"] = ", ".join(one.name for one in request.adapters)
     if asked.include_stats:
         answer["stats"] = _stats(view)
     if warnings := parsing.echo(request, "warnings", list[str]):

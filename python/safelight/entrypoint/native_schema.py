@@ -86,6 +86,8 @@ class Generated(BaseModel):
     fps: int
     num_inference_steps: int
     guidance_scale: float
+    lora_applied: str | None = None
+    """Names of its adapters, by commas; left out where it has none."""
     time_cost: float
     """Seconds from acceptance to the last file."""
     stats: Stats | None = None

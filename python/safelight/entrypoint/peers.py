@@ -18,7 +18,6 @@ from safelight.entrypoint.native_schema import (
     CacheFlushed,
     LoadBody,
     LoadStatus,
-    ModelInfo,
     ModelLoaded,
     ModelStatus,
     RankStatus,

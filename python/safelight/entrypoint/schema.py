@@ -6,22 +6,39 @@ its fields at the top level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 from pydantic import BaseModel
 
-from safelight.request import MAX_PREVIEWS, ImageFormat, Preset, Sampling
+from safelight.request import MAX_PREVIEWS, MAX_PROMPT, ImageFormat, Preset, Sampling
 
 Size = Annotated[
-    str | None, Meta(description="WIDTHxHEIGHT in pixels, or auto: the model's own default.")
+    str | None,
+    Meta(
+        description="WIDTHxHEIGHT in pixels, or auto: the model's own default.",
+        extra_json_schema={"pattern": r"^(auto|[0-9]{1,5}[xX][0-9]{1,5})$"},
+    ),
 ]
 Model = Annotated[
     str | None, Meta(description="Name of the model; by default the first that can do it.")
 ]
-Prompt = Annotated[str, Meta(description="What to generate; 1 to 32000 characters.")]
-Priority = Annotated[int, Meta(description="-100 to 100; higher goes first.")]
+Prompt = Annotated[
+    str,
+    Meta(
+        description="What to generate; 1 to 32000 characters.",
+        extra_json_schema={"minLength": 1, "maxLength": MAX_PROMPT},
+    ),
+]
+Priority = Annotated[
+    int,
+    Meta(
+        description="-100 to 100; higher goes first.",
+        extra_json_schema={"minimum": -100, "maximum": 100},
+    ),
+]
 Count = Annotated[int, Meta(ge=1)]
 OutputQuality = Annotated[
     Preset | None,
@@ -108,7 +125,7 @@ class VideoEditBody(VideoBody, frozen=True, kw_only=True):
     ] = None
 
 
-class ImageBody(LoraFields, frozen=True, kw_only=True):
+class ImageBody(LoraFields, frozen=True, kw_only=True, rename={"respond_async": "async"}):
     """`POST /v1/images/generations`, beside the sampling parameters."""
 
     prompt: Prompt = ""
@@ -121,9 +138,18 @@ class ImageBody(LoraFields, frozen=True, kw_only=True):
         Meta(description="How to return the images; both ways when left out."),
     ] = None
     output_format: Annotated[ImageFormat, Meta(description="File format of the images.")] = "png"
+    output_quality: OutputQuality = None
     output_compression: Annotated[
-        int, Meta(ge=0, le=100, description="Quality of jpeg and webp.")
-    ] = 95
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        Meta(
+            description="Quality of jpeg and webp, whatever output_quality says; by default 95. "
+            "png is lossless."
+        ),
+    ] = None
+    background: Annotated[
+        Literal["auto", "opaque", "transparent"] | None,
+        Meta(description="Images are opaque; transparent is refused."),
+    ] = None
     priority: Priority = 0
     seed: Seed = None
     round_size: RoundSize = False
@@ -139,6 +165,9 @@ class ImageBody(LoraFields, frozen=True, kw_only=True):
             "to 3) or through the job's events.",
         ),
     ] = 0
+    respond_async: Annotated[
+        bool, Meta(description="Answer at once, with a job that is polled at /v1/images/{id}.")
+    ] = False
 
 
 class ImageEditBody(ImageBody, frozen=True, kw_only=True):
@@ -149,6 +178,12 @@ class ImageEditBody(ImageBody, frozen=True, kw_only=True):
         File,
         Meta(description="Of the first picture: transparent (or white) is what is made anew."),
     ] = None
+
+
+class ImageVariationBody(ImageBody, frozen=True, kw_only=True):
+    """`POST /v1/images/variations`, beside the sampling parameters."""
+
+    image: Annotated[File, Meta(description="The picture to make others like.")] = None
 
 
 def body_of(body: type[msgspec.Struct]) -> dict[str, Any]:
@@ -187,7 +222,9 @@ def without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return rest | {"anyOf": kinds} if kinds else rest
 
 
-def request_body(body: type[msgspec.Struct]) -> dict[str, Any]:
+def request_body(
+    body: type[msgspec.Struct], *, required: Sequence[str] = ("prompt",)
+) -> dict[str, Any]:
     """OpenAPI's `requestBody` of a route that takes `body` and the fields of `Sampling`."""
     _, components = msgspec.json.schema_components([body, Sampling])
     properties = components[body.__name__]["properties"]
@@ -196,7 +233,7 @@ def request_body(body: type[msgspec.Struct]) -> dict[str, Any]:
         if name in properties:
             continue
         properties[name] = {key: value for key, value in schema.items() if key != "default"}
-    schema = {"type": "object", "properties": properties, "required": ["prompt"]}
+    schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"required": True, "content": _in_every_encoding(schema)}
 
 
@@ -263,6 +300,49 @@ class Image(BaseModel):
     url: str | None = None
 
 
+class ImageJob(BaseModel):
+    """A request for images as a job: Safelight's own, like a video."""
+
+    id: str
+    object: Literal["image.job"] = "image.job"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None
+    prompt: str
+    n: int
+    size: str
+    output_format: ImageFormat
+    data: list[Image]
+    """Addresses of the images, once they are all there."""
+    error: JobFailure | None
+    seed: int
+    seeds: list[int]
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str
+    steps_done: int
+    eta: float | None = None
+    """Predicted seconds until it is completed."""
+    queue_position: int | None = None
+    warnings: list[str] = []
+
+
+class ImageJobList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ImageJob]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ImageJobDeleted(BaseModel):
+    id: str
+    object: Literal["image.job.deleted"] = "image.job.deleted"
+    deleted: Literal[True] = True
+
+
 class ImagesResponse(BaseModel):
     """OpenAI's answer; from `id` on, what only Safelight says. There is no `usage`: no tokens."""
 
@@ -270,6 +350,7 @@ class ImagesResponse(BaseModel):
     data: list[Image]
     output_format: ImageFormat
     size: str
+    background: Literal["opaque"]
     safety_identifier: str | None = None
     id: str
     model: str

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
 
 from safelight.errors import GenerationFailed
 from safelight.lora.files import CODE, check, explained, layers_of, unfit
 from safelight.lora.layers import Layers, Worn
+from safelight.lora.plain import loader_of
 from safelight.request import Adapter
 
 ALL = "all"
@@ -29,7 +30,8 @@ class Adapters:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        names = pipeline._lora_loadable_modules if isinstance(pipeline, LoraBaseMixin) else ()
+        self._loader = loader_of(pipeline)
+        names = () if self._loader is None else self._loader._lora_loadable_modules
         parts = {name: pipeline.components.get(name) for name in names}
         self._parts = {
             name: Layers(name, part) for name, part in parts.items() if part is not None
@@ -102,7 +104,7 @@ class Adapters:
         """The layers that it changes, by component; none of it is left if it fails."""
         check(adapter)
         first = {name: part.component for name, part in self._parts.items() if name != SECOND}
-        wanted = layers_of(self._pipeline, adapter, first)
+        wanted = layers_of(self._loader, adapter, first)
         parts = [part for name, part in self._parts.items() if (name == SECOND) == (way == SECOND)]
         try:
             with ExitStack() as stack:
@@ -122,13 +124,16 @@ class Adapters:
 
     def _read(self, adapter: Adapter, way: str) -> None:
         second = {"load_into_transformer_2": True} if way == SECOND else {}
-        self._pipeline.load_lora_weights(
-            adapter.path,
-            adapter_name=adapter.digest,
-            use_safetensors=True,
-            local_files_only=True,
-            **second,
-        )
+        with warnings.catch_warnings():
+            # peft warns of every adapter after the first.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            self._loader.load_lora_weights(
+                adapter.path,
+                adapter_name=adapter.digest,
+                use_safetensors=True,
+                local_files_only=True,
+                **second,
+            )
 
     def drop(self, digest: str) -> None:
         """Forget an adapter; unknown ones are ignored."""

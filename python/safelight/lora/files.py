@@ -76,14 +76,14 @@ def _like(keys: list[str]) -> str:
     return f", but others, as {keys[0]}" if keys else ""
 
 
-def layers_of(pipeline: Any, adapter: Adapter, parts: Mapping[str, Any]) -> dict[str, int]:
+def layers_of(loader: Any, adapter: Adapter, parts: Mapping[str, Any]) -> dict[str, int]:
     """How many layers the file changes, by component of `parts`, as diffusers reads its names.
 
     Raises `GenerationFailed` for a file that has none of them, or more than LoRA weights.
     """
-    options = {"unet_config": pipeline.unet.config} if "unet" in parts else {}
+    options = {"unet_config": parts["unet"].config} if "unet" in parts else {}
     with explained(adapter):
-        read = pipeline.lora_state_dict(
+        read = loader.lora_state_dict(
             adapter.path, use_safetensors=True, local_files_only=True, **options
         )
     state: Mapping[str, torch.Tensor] = read[0] if isinstance(read, tuple) else read

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from safelight.config import LoraConfig
 from safelight.errors import ConfigError, InvalidRequest, RequestError
 from safelight.models import checkpoint, hub, hub_files
 
@@ -80,7 +81,7 @@ def check(path: Path, *, param: str = "lora_path") -> None:
         tensors = checkpoint.safetensors_header(path)
     except ConfigError as failure:
         raise InvalidRequest(failure.message, param=param) from failure
-    if not any("lora" in name.lower() for name in tensors):
+    if not any("lora" in name.lower() or "dora_scale" in name for name in tensors):
         some = ", ".join(sorted(tensors)[:3]) or "none"
         raise InvalidRequest(
             f"{path} has no LoRA weights: none of its tensors ({some}, …) has 'lora' in its name.",
@@ -128,6 +129,22 @@ def _inside(directory: Path) -> Path | None:
         return directory / chosen(str(directory), _names(directory), None, param="lora_dir")
     except RequestError:
         return None
+
+
+def names_at_start(settings: LoraConfig) -> set[str]:
+    """Every adapter that the settings bring. Raises `ConfigError` for an unreadable directory."""
+    names = set()
+    if settings.lora_path is not None:
+        names.add(settings.lora_nickname or name_of(settings.lora_path, settings.lora_name))
+    if settings.lora_dir is not None:
+        try:
+            names |= catalog(Path(settings.lora_dir)).keys()
+        except OSError as failure:
+            raise ConfigError(
+                f"--lora-dir {settings.lora_dir} cannot be read: {failure.strerror}.",
+                param="lora_dir",
+            ) from failure
+    return names
 
 
 def name_of(path: str, file: str | None) -> str:

@@ -106,7 +106,10 @@ class Adapters:
         digest = await self._find(name, held)
         if digest is None:
             raise await self._unknown(name, param="lora")
-        return msgspec.structs.replace(adapter, name=name, digest=digest, path="")
+        known = msgspec.structs.replace(adapter, name=name, digest=digest, path="")
+        if not self.trying.fits(request.model, known):
+            await self._load(request.model, known, param="lora")
+        return known
 
     async def _find(self, name: str, held: Held) -> str | None:
         """The digest of an adapter of the catalog, whose file is there then; None: no such."""
@@ -154,7 +157,7 @@ class Adapters:
                 registered[one.adapter.name] = entry
         wanted.check_distinct(adapters, param="lora_nickname")
         for adapter in adapters:
-            await self._load(model, adapter)
+            await self._load(model, adapter, param="lora_path")
         choice = Choice(adapters=tuple(adapters), merged=bool(adapters) and self._merges(model))
         await self._commit(registered=registered, chosen={**self._catalog.chosen, model: choice})
         return choice
@@ -289,13 +292,13 @@ class Adapters:
         self._untried.discard(model)
         for adapter in self._catalog.chosen.get(model, _NOTHING).in_force:
             try:
-                await self._load(model, adapter)
+                await self._load(model, adapter, param="lora_path")
             except InvalidRequest as failure:
                 logger.error("an adapter does not fit", adapter=adapter.name, why=failure.message)
 
-    async def _load(self, model: str, adapter: Adapter) -> None:
+    async def _load(self, model: str, adapter: Adapter, *, param: str) -> None:
         (located,) = self.store.located([adapter])
-        await self.trying.load(model, located)
+        await self.trying.load(model, located, param=param)
 
     # ----------------------------------------------------------------------------------- the files
 

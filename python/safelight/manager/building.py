@@ -46,6 +46,7 @@ def build_request(
     priority: int = 0,
     round_size: bool = False,
     previews: int = 0,
+    needs_prompt: bool = True,
     adapters: Sequence[Adapter] = IN_FORCE,
     extra: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
@@ -56,7 +57,7 @@ def build_request(
     nearest size that the model can make instead of refusing another. Raises `InvalidRequest`
     or `UnknownField`, naming the field.
     """
-    _check_prompt(prompt)
+    _check_prompt(prompt, needed=needs_prompt)
     _check_range("n", n, 1, max_outputs)
     _check_range("output_compression", compression or 0, 0, 100)
     _check_range("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -127,8 +128,8 @@ def output_of(task: Task) -> Output:
     return "image" if task in TASKS["image"] else "video"
 
 
-def _check_prompt(prompt: str) -> None:
-    if not prompt.strip():
+def _check_prompt(prompt: str, *, needed: bool) -> None:
+    if needed and not prompt.strip():
         raise InvalidRequest("'prompt' is empty; say what to generate.", param="prompt")
     if len(prompt) > MAX_PROMPT:
         raise InvalidRequest(

@@ -21,9 +21,10 @@ class Trying:
         self._asked: dict[str, tuple[LoadAdapters, asyncio.Future[AdaptersLoaded]]] = {}
         self._layers: dict[tuple[str, str, str], Mapping[str, int]] = {}
 
-    async def load(self, model: str, adapter: Adapter) -> None:
-        """Have all ranks of a model load an adapter, which has its path. Raises `InvalidRequest` if
-        it does not fit, `Unavailable` if nobody will answer."""
+    async def load(self, model: str, adapter: Adapter, *, param: str) -> None:
+        """Have all ranks of a model load an adapter, which has its path; a model that is not loaded
+        takes any. Raises `InvalidRequest` if it does not fit, `Unavailable` if nobody will answer.
+        """
         message = LoadAdapters(ticket=secrets.token_hex(8), model=model, adapters=(adapter,))
         answer = asyncio.get_running_loop().create_future()
         self._asked[message.ticket] = message, answer
@@ -33,8 +34,12 @@ class Trying:
         finally:
             del self._asked[message.ticket]
         if loaded.error is not None:
-            raise InvalidRequest(loaded.error, param="lora_path", code="adapter_refused")
+            raise InvalidRequest(loaded.error, param=param, code="adapter_refused")
         self._layers[model, adapter.digest, adapter.target] = loaded.layers
+
+    def fits(self, model: str, adapter: Adapter) -> bool:
+        """Whether the ranks have loaded it before."""
+        return bool(self._layers.get((model, adapter.digest, adapter.target)))
 
     def hear(self, message: AdaptersLoaded) -> None:
         """What the ranks said."""

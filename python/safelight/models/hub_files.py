@@ -43,7 +43,7 @@ def _download(repository: str, choose: Choose, param: str) -> Path:
     try:
         info = HfApi().model_info(repository)  # asks once, where the rest would insist
         name = choose([sibling.rfilename for sibling in info.siblings or ()])
-        return Path(hf_hub_download(repository, name, revision=info.sha))
+        return Path(hf_hub_download(repository, name))
     except errors.GatedRepoError as failure:
         text = f"{repository} is gated: accept its terms on the hub, then start with HF_TOKEN set."
         raise InvalidRequest(text, param=param) from failure

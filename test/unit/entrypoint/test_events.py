@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import httpx2
 import pytest
 from openai import APIError, OpenAI
 
+from fakes.events import blocks
 from fakes.stack import Stack
 from safelight.entrypoint import sse
 from safelight.request import SampleSpec, State
 from safelight.wire import messages as m
-
-
-def blocks(response: httpx2.Response) -> Iterator[dict[str, Any]]:
-    """Events as a client reads them; `id` and `event` beside the data."""
-    block: dict[str, str] = {}
-    for line in response.iter_lines():
-        if not line:
-            if "data" in block:
-                data = json.loads(block["data"])
-                yield {"id": block.get("id"), "event": block.get("event"), "data": data}
-            block = {}
-        elif not line.startswith(":"):
-            name, _, value = line.partition(": ")
-            block[name] = value
 
 
 def submitted(stack: Stack) -> SampleSpec:

@@ -197,8 +197,21 @@ def test_a_restart_serves_the_urls_it_gave(tmp_path: Path) -> None:
         ({"output_format": "gif"}, "output_format", "'gif'"),
         ({"output_compression": 101}, "output_compression", "101"),
         ({"priority": 1000}, "priority", "-100 to 100"),
-        ({"stream": True}, "stream", "not supported"),
-        ({"mask": "x"}, "mask", "neither an upload"),
+        ({"output_format": "svg"}, "output_format", "'svg'"),
+        ({"output_quality": "best"}, "output_quality", "'best'"),
+        ({"background": "transparent"}, "background", "paint every pixel"),
+        ({"background": "blue"}, "background", "'blue'"),
+        ({"frame_count": 9}, "frame_count", "not supported"),
+        ({"markup": "x"}, "markup", "not supported"),
+        ({"partial_images": 17}, "partial_images", "16"),
+        ({"stream": True, "async": True}, "async", "give one of them"),
+        ({"async": "soon"}, "async", "'soon'"),
+        ({"n": 10**9}, "n", "1 to 10"),
+        ({"n": 10**30}, "n", "10"),
+        ({"size": "100000x100000"}, "size", "100000"),
+        ({"mask": "x"}, "mask", "without an image"),
+        ({"image": "x"}, "image", "neither an upload"),
+        ({"url": "x.jpg"}, "url", "no URL that begins with"),
     ],
 )
 def test_wrong_fields_are_named(
@@ -221,3 +234,52 @@ def test_an_unknown_model_is_404(client: httpx2.Client) -> None:
             failure = answer.json()["error"]
             assert (failure["param"], failure["code"]) == ("model", "model_not_found")
             assert "lab/tiny" in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "compression"),
+    [
+        ({}, 95),
+        ({"output_quality": "maximum"}, 100),
+        ({"output_quality": "high"}, 90),
+        ({"output_quality": "medium"}, 55),
+        ({"output_quality": "low"}, 35),
+        ({"output_quality": "default"}, 75),
+        ({"output_quality": "low", "output_compression": 80}, 80),
+        ({"output_compression": 0}, 0),
+    ],
+)
+def test_presets_of_quality(
+    client: httpx2.Client, shared: stack.Stack, fields: dict[str, Any], compression: int
+) -> None:
+    answer = client.post(URL, json={"prompt": "a cat", "output_format": "jpeg", **fields})
+    assert answer.status_code == 200, answer.text
+    assert shared.peer.specs[-1].delivery.compression == compression
+
+
+@pytest.mark.parametrize("background", ["auto", "opaque", None])
+def test_images_are_opaque(client: httpx2.Client, background: str | None) -> None:
+    body = client.post(URL, json={"prompt": "a cat", "background": background}).json()
+    assert body["background"] == "opaque"
+    assert "warnings" not in body
+
+
+def test_what_asks_for_nothing_is_not_refused(client: httpx2.Client) -> None:
+    fields = {"stream": False, "svg": None, "enhance_prompt": False, "layers": 0, "async": False}
+    answer = client.post(URL, json={"prompt": "a cat", **fields})
+    assert answer.status_code == 200 and "warnings" not in answer.json()
+
+
+def test_azures_paths_name_the_model(client: httpx2.Client, shared: stack.Stack) -> None:
+    url = "/openai/deployments/{}/images/generations?api-version=2026-01-01"
+    answer = client.post(url.format("lab/tiny"), json={"prompt": "a cat"})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body["model"] == "lab/tiny"
+    assert body["data"][0]["url"].startswith(f"{shared.base_url}/v1/images/{body['id']}/content")
+    refused = client.post(url.format("dall-e-3"), json={"prompt": "a cat"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    # What the body says counts more.
+    assert client.post(url.format("x"), json={"prompt": "a", "model": "lab/tiny"}).is_success
+    edit = client.post(url.format("lab/tiny").replace("generations", "edits"), json={"prompt": "a"})
+    assert edit.json()["error"]["param"] == "image"

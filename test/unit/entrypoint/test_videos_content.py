@@ -150,14 +150,15 @@ def test_unfinished_and_failed_jobs_have_no_pictures(
 
 def test_quality_changes_the_file(filming: stack.Stack, client: httpx2.Client) -> None:
     sizes = {}
-    for name, asked in {
+    presets: dict[str, dict[str, Any]] = {
         "low": {"output_quality": "low"},
         "default": {"output_quality": "default"},
         "nothing": {},
         "high": {"output_quality": "high"},
         "maximum": {"output_quality": "maximum"},
         "number": {"output_quality": "low", "output_compression": 100},
-    }.items():
+    }
+    for name, asked in presets.items():
         sizes[name] = len(client.get(finished(filming, client, seed=1, **asked)).content)
     assert sizes["low"] < sizes["default"] == sizes["nothing"] < sizes["high"] < sizes["maximum"]
     assert sizes["number"] == sizes["maximum"]

@@ -24,10 +24,15 @@ class Made(NamedTuple):
 
 
 class Backend(Protocol):
-    """Makes lines. All methods but `check` belong to one event loop."""
+    """Makes lines, in one event loop."""
 
-    def check(self, items: Sequence[Item]) -> list[str]:
-        """A sentence for each line that cannot be made, before anything runs."""
+    async def open(self, items: Sequence[Item]) -> None:
+        """Get ready for them. Raises `ConfigError` if that cannot be, or for lines that it can say
+        beforehand will fail."""
+        ...
+
+    async def close(self) -> None:
+        """The last call."""
         ...
 
     async def make(self, item: Item, directory: Path) -> Made:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +17,10 @@ from msgspec import Meta
 
 from safelight.cli.batch import lines
 from safelight.cli.batch.lines import Format, Item
-from safelight.cli.batch.results import Failure, Record, Results
+from safelight.cli.batch.results import Failure, File, Record, Results
 from safelight.cli.generate import INTERRUPTED
 from safelight.config import EngineConfig
-from safelight.errors import ConfigError, JobCancelled, Overloaded, SafelightError, Unavailable
+from safelight.errors import ConfigError, Overloaded, SafelightError, Unavailable
 
 if TYPE_CHECKING:
     from safelight.cli.batch.backend import Backend, Made
@@ -69,10 +69,13 @@ def batch(config: EngineConfig, common: Mapping[str, Any], wanted: BatchOptions)
     items = lines.read(source, wanted.input_format, common)
     _warn_of_ignored(items)
     directory = Path(wanted.output_path).expanduser().absolute()
-    with contextlib.closing(Results(directory, resume=wanted.resume)) as results:
+    with contextlib.ExitStack() as stack:
+        results = stack.enter_context(contextlib.closing(Results(directory, resume=wanted.resume)))
         left = [item for item in items if item.id not in results.done]
         run = _Run(left, results, wanted, directory)
-        status = asyncio.run(run.over(_opened(config, wanted, source, left))) if left else 0
+        status = 0
+        if left:
+            status = asyncio.run(run.over(_backend(config, wanted.server, source, left, stack)))
         print(run.summary(len(items)))
     return status
 
@@ -82,62 +85,26 @@ def _warn_of_ignored(items: Sequence[Item]) -> None:
         print(f"safelight: warning: ignored in bodies: {', '.join(names)}.", file=sys.stderr)
 
 
-@contextlib.asynccontextmanager
-async def _opened(
-    config: EngineConfig, wanted: BatchOptions, source: Path, items: Sequence[Item]
-) -> AsyncIterator[Backend]:
-    """Who makes them, once it serves; ended afterwards. The lines are checked first."""
-    if wanted.server is None:
-        async with _engine(config, source, items) as backend:
-            yield backend
-        return
-    from safelight.cli.batch.remote import RemoteServer
+def _backend(
+    config: EngineConfig,
+    server: str | None,
+    source: Path,
+    items: Sequence[Item],
+    stack: contextlib.ExitStack,
+) -> Backend:
+    """Who makes them; `stack` ends what was started for it."""
+    if server is not None:
+        from safelight.cli.batch.remote import RemoteServer
 
-    server = RemoteServer(wanted.server, config.server.api_key)
-    try:
-        await server.open()
-        _refuse(source, server.check(items))
-        yield server
-    finally:
-        await server.close()
-
-
-@contextlib.asynccontextmanager
-async def _engine(
-    config: EngineConfig, source: Path, items: Sequence[Item]
-) -> AsyncIterator[Backend]:
+        return RemoteServer(server, config.server.api_key, source)
     from safelight.cli.batch.local import LocalEngine
     from safelight.cli.display import Startup, stderr_console
-    from safelight.engine import Engine
-    from safelight.models.registry import load_cards
 
-    config, cards = load_cards(config)
-    backend = LocalEngine(config, cards)
-    _refuse(source, await asyncio.to_thread(backend.check, items))
+    backend = LocalEngine(config)
+    lines.refuse(source, backend.check(items))
     with Startup(stderr_console()) as startup:
-        engine = Engine(config, on_starting=startup)
-        starting = asyncio.ensure_future(asyncio.to_thread(engine.start))
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            await _settled(starting)
-            await asyncio.to_thread(engine.close)
-            raise
-    backend.engine = engine
-    try:
-        yield backend
-    finally:
-        await asyncio.to_thread(engine.close)
-
-
-async def _settled(work: asyncio.Future[None]) -> None:
-    with contextlib.suppress(SafelightError):
-        await work
-
-
-def _refuse(source: Path, wrong: Sequence[str]) -> None:
-    if wrong:
-        raise lines.refusal(source, wrong)
+        stack.enter_context(backend.started(startup))
+    return backend
 
 
 class _Run:
@@ -153,17 +120,19 @@ class _Run:
         self._failed: list[Record] = []
         self._made = 0
 
-    async def over(self, opened: contextlib.AbstractAsyncContextManager[Backend]) -> int:
+    async def over(self, backend: Backend) -> int:
         """Make them all; the exit status."""
         loop = asyncio.get_running_loop()
         # A thread waits for each of an engine's jobs.
         loop.set_default_executor(ThreadPoolExecutor(self._wanted.in_flight + 4))
         with _interrupts(asyncio.current_task()):
             try:
-                async with opened as backend:
-                    await self._all(backend)
+                await backend.open(self._items)
+                await self._all(backend)
             except asyncio.CancelledError:
                 return INTERRUPTED
+            finally:
+                await backend.close()
         return 1 if self._failed else 0
 
     async def _all(self, backend: Backend) -> None:
@@ -171,32 +140,34 @@ class _Run:
 
         waiting = iter(self._items)
         with Tally(stderr_console(), len(self._items)) as tally:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._wanted.in_flight, len(self._items))):
-                    group.create_task(self._work(waiting, backend, tally))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._wanted.in_flight, len(self._items))):
+                        group.create_task(self._work(waiting, backend, tally))
+            except* OSError as failures:  # the results cannot be written
+                raise failures.exceptions[0] from None
 
     async def _work(self, waiting: Iterator[Item], backend: Backend, tally: Tally) -> None:
         for item in waiting:
             record = await self._record(item, backend)
-            await asyncio.to_thread(self._results.add, record)
             if record.error is None:
                 self._made += 1
             else:
                 self._failed.append(record)
+            await asyncio.shield(asyncio.to_thread(self._results.add, record))
             tally.count(failed=len(self._failed))
 
     async def _record(self, item: Item, backend: Backend) -> Record:
         """Make one line; what is to be told of it, whatever came of it."""
         start = time.monotonic()
-        files, model, error = (), item.line.model, None
+        files: tuple[File, ...] = ()
+        model, error = item.line.model, None
         try:
             made = await self._patiently(lambda: backend.make(item, self._directory))
             model = made.model
             files = tuple(
                 msgspec.structs.replace(file, path=self._relative(file.path)) for file in made.files
             )
-        except JobCancelled as failure:
-            raise asyncio.CancelledError from failure
         except SafelightError as failure:
             error = Failure(code=failure.code, message=failure.message)
         return Record(

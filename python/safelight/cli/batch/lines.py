@@ -46,8 +46,6 @@ class LineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     id: Annotated[
         str | None,
         Meta(
-            min_length=1,
-            max_length=512,
             description="By which the line is found again; by default made of what it says.",
             extra={"aliases": ("custom_id",)},
         ),
@@ -135,18 +133,19 @@ def read(path: Path, format: Format | None, common: Raw) -> list[Item]:
         except ConfigError as failure:
             wrong.append(f"line {number}: {failure.message}")
     wrong += _repeated(found)
-    if wrong:
-        raise refusal(path, wrong)
+    refuse(path, wrong)
     if not found:
         raise ConfigError(f"{path} has no lines.", param="input")
     return _distinct(found)
 
 
-def refusal(path: Path, wrong: Sequence[str]) -> ConfigError:
-    """All that is wrong with a file, as one error."""
+def refuse(path: Path, wrong: Sequence[str]) -> None:
+    """Raise all that is wrong with a file as one `ConfigError`."""
+    if not wrong:
+        return
     more = len(wrong) - MAX_SHOWN
     lines = [*wrong[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-    return ConfigError(f"{path} cannot be used, nothing was run:\n  " + "\n  ".join(lines))
+    raise ConfigError(f"{path} cannot be used, nothing was run:\n  " + "\n  ".join(lines))
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -262,7 +261,7 @@ def _unpacked(raw: Raw) -> tuple[Raw, tuple[str, ...]]:
 
 def _pictures(value: Any) -> list[str]:
     """The pictures of an OpenAI body: paths or data URLs, alone, listed, or in objects."""
-    found = [
+    found: list[Any] = [
         one.get("image_url") or one.get("url") if isinstance(one, dict) else one
         for one in (value if isinstance(value, list) else [value])
     ]

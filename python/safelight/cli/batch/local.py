@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safelight.cli import naming
@@ -14,19 +15,19 @@ from safelight.cli.generate import compression_of
 from safelight.config import EngineConfig
 from safelight.engine import Engine, Job, read_media
 from safelight.errors import RequestError
+from safelight.launch.supervisor import OnStarting
 from safelight.manager.building import build_request, choose, output_of
-from safelight.models.card import ModelCard
+from safelight.models.registry import load_cards
 from safelight.request import GenerationRequest
 
 
 class LocalEngine:
-    """Lines as jobs of an `Engine`, which is started after they were checked."""
+    """Lines as jobs of an `Engine`, which is started when they were checked."""
 
-    def __init__(self, config: EngineConfig, cards: Mapping[str, ModelCard]) -> None:
-        self._config = config
-        self._cards = cards
-        self.engine: Engine | None = None
-        """Once it serves."""
+    def __init__(self, config: EngineConfig) -> None:
+        """Raises `ConfigError` if there is no such model."""
+        self._config, self._cards = load_cards(config)
+        self._engine: Engine | None = None
 
     def check(self, items: Sequence[Item]) -> list[str]:
         """Everything but the weights: fields, limits, pictures."""
@@ -37,6 +38,18 @@ class LocalEngine:
             except RequestError as failure:
                 wrong.append(f"line {item.number}: {failure.message}")
         return wrong
+
+    @contextlib.contextmanager
+    def started(self, on_starting: OnStarting) -> Iterator[None]:
+        """Its processes run until the block ends. Raises `StartupFailed`."""
+        with Engine(self._config, on_starting=on_starting) as self._engine:
+            yield
+
+    async def open(self, items: Sequence[Item]) -> None:
+        """Nothing is left to do."""
+
+    async def close(self) -> None:
+        """Its processes are ended by whoever started them."""
 
     async def make(self, item: Item, directory: Path) -> Made:
         job = await asyncio.to_thread(self._submit, item, directory)
@@ -58,11 +71,11 @@ class LocalEngine:
         return Made(tuple(files), view.request.model)
 
     def _submit(self, item: Item, directory: Path) -> Job:
-        assert self.engine is not None
+        assert self._engine is not None
         request = self._request(item)
         kind = output_of(request.task)
         names = item.names(naming.extension_of(request.format))
-        return self.engine.submit(
+        return self._engine.submit(
             request.prompt,
             model=request.model,
             round_size=item.options.round_size,

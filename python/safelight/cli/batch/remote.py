@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 from safelight.cli import naming
+from safelight.cli.batch import lines
 from safelight.cli.batch.backend import PATIENCE, Made, picture
 from safelight.cli.batch.lines import Item
 from safelight.cli.batch.results import File
@@ -39,9 +40,10 @@ _BUSY = (429, 502, 503, 504)
 
 
 class RemoteServer:
-    """Lines as requests to a server. A context manager within one event loop."""
+    """Lines as requests to a server."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, source: Path) -> None:
+        """`source` is where the lines are from."""
         root = url.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         try:
@@ -52,10 +54,19 @@ class RemoteServer:
         except (httpx2.InvalidURL, ValueError) as failure:
             raise ConfigError(f"--server {url} is no URL: {failure}", param="server") from failure
         self._url = url
+        self._source = source
         self._tasks: dict[str, Sequence[str]] = {}
 
-    async def open(self) -> None:
-        """Ask what it serves. Raises `ConfigError` if it is not there, or refuses the key."""
+    async def open(self, items: Sequence[Item]) -> None:
+        """Ask what it serves, and read the pictures once: the rest is the server's to judge.
+
+        Raises `ConfigError`, also if it is not there or refuses the key.
+        """
+        await self._ask()
+        wrong = await asyncio.to_thread(_unreadable, items)
+        lines.refuse(self._source, wrong)
+
+    async def _ask(self) -> None:
         try:
             reply = await self._client.get("/v1/models")
         except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
@@ -73,16 +84,6 @@ class RemoteServer:
 
     async def close(self) -> None:
         await self._client.aclose()
-
-    def check(self, items: Sequence[Item]) -> list[str]:
-        """Of pictures, that they can be read; the rest is the server's to say."""
-        wrong = []
-        for item in items:
-            try:
-                _uploads(item)
-            except InvalidRequest as failure:
-                wrong.append(f"line {item.number}: {failure.message}")
-        return wrong
 
     async def make(self, item: Item, directory: Path) -> Made:
         try:
@@ -201,6 +202,17 @@ def _uploads(item: Item, name: str = "image") -> list[tuple[str, tuple[str, byte
         found.append(("mask", item.options.mask_path))
     field = f"{name}[]" if len(item.options.image_path) > 1 else name
     return [(field if n == name else n, (Path(one).name, _bytes(one))) for n, one in found]
+
+
+def _unreadable(items: Sequence[Item]) -> list[str]:
+    """A sentence for each line with a picture that cannot be read."""
+    wrong = []
+    for item in items:
+        try:
+            _uploads(item)
+        except InvalidRequest as failure:
+            wrong.append(f"line {item.number}: {failure.message}")
+    return wrong
 
 
 def _bytes(source: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,7 @@ class Results:
         """Raises `ConfigError` if there are results and `resume` is off, if another process writes
         them, or if they are something else."""
         self._directory = directory
+        self._lock = threading.Lock()
         self.path = directory / NAME
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -104,9 +106,17 @@ class Results:
         }
 
     def add(self, record: Record) -> None:
-        """Durable when it returns."""
-        self._file.write(msgspec.json.encode(record) + b"\n")
-        os.fsync(self._file.fileno())
+        """Durable when it returns. Call it from any thread."""
+        with self._lock:
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                data = memoryview(msgspec.json.encode(record) + b"\n")
+                while data:
+                    data = data[self._file.write(data) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)  # no half line before the next one
+                raise
 
     def close(self) -> None:
         self._file.close()

@@ -174,7 +174,7 @@ async def _again(
     extra = {"remixed_from_video_id": view.id}
     if not {"seconds", "num_frames", "fps"} & body.values.keys():
         extra["seconds"] = seconds_of(request)
-    asked = _with(body, _repeated(request, card))
+    asked = _with(body, _repeated(request, card, body))
     limit = config.server.max_outputs
     made = video_parsing.video_request(asked, found, manager.card, limit, **extra)
     return await manager.submit(made, media=found)
@@ -187,15 +187,25 @@ def _card(body: Body, request: GenerationRequest, manager: RequestManager) -> Mo
     return manager.card(named if isinstance(named, str) else request.model)
 
 
-def _repeated(request: GenerationRequest, card: ModelCard) -> dict[str, Any]:
+def _repeated(request: GenerationRequest, card: ModelCard, body: Body) -> dict[str, Any]:
     """What was asked for, as fields of a body."""
+    another_count = {"n", "num_outputs_per_prompt"} & body.values.keys()
     return {
         **_sampled(request, card),
+        **_adapted(request, card),
         "model": card.name,
         "n": request.n,
-        "seed": list(request.seeds) or request.sampling.seed,
+        "seed": request.seed_of(0) if another_count else list(request.seeds) or request.seed_of(0),
         "output_compression": request.compression,
     }
+
+
+def _adapted(request: GenerationRequest, card: ModelCard) -> dict[str, Any]:
+    """The adapters of a request: they are of one model."""
+    if card.name != request.model:
+        return {}
+    named = [{"name": a.name, "scale": a.scale, "target": a.target} for a in request.adapters]
+    return {"lora": named}
 
 
 def _sampled(request: GenerationRequest, card: ModelCard) -> dict[str, Any]:
@@ -216,9 +226,10 @@ def _with(body: Body, values: dict[str, Any]) -> Body:
 _OTHER_NAMES = {
     "size": _SIZE,
     "seconds": ("num_frames",),
-    "n": ("seed",),
-    "num_outputs_per_prompt": ("n", "seed"),
+    "num_outputs_per_prompt": ("n",),
     "output_quality": ("output_compression",),
+    "loras": ("lora",),
+    "lora_name": ("lora",),
 }
 
 
@@ -294,6 +305,7 @@ def _continuation(view: JobView, source: Source, card: ModelCard, body: Body) ->
     sampled.pop("num_frames", None)
     return {
         **sampled,
+        **_adapted(request, card),
         "model": card.name,
         "seed": request.seed_of(source.index),
         "output_compression": request.compression,

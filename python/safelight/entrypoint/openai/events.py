@@ -41,7 +41,7 @@ Number = Annotated[int, InPath(ge=0, description="Which of the sample's previews
 Index = Annotated[int, Query(ge=0, description="Which of the job's outputs, from 0.")]
 
 _STREAM: dict[int | str, Any] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": schema.EVENT_STREAM}
 }
 _PICTURE: dict[int | str, Any] = {
     200: {"content": {kind: {} for kind in ("image/png", "image/jpeg", "image/webp")}}

@@ -15,7 +15,6 @@ from safelight.entrypoint.inputs import IMAGES, MASK, PICTURES
 from safelight.entrypoint.lora_fields import adapters_of
 from safelight.entrypoint.schema import ImageBody, LoraFields, VideoBody
 from safelight.errors import InvalidRequest
-from safelight.manager.building import build_request
 from safelight.manager.media import Media
 from safelight.models.card import ModelCard
 from safelight.request import PRESETS, Adapter, GenerationRequest, Output, Preset, Sampling
@@ -25,7 +24,6 @@ T = TypeVar("T")
 
 HINTS = frozenset(
     {
-        "background",
         "complexity",
         "input_fidelity",
         "moderation",
@@ -46,7 +44,7 @@ MEANINGFUL = frozenset(
 )
 """Ignoring one of these would give the client something else than it asked for."""
 
-_SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
+_SIZE = re.compile(r"(\d{1,9})[xX](\d{1,9})")
 _SAMPLING = frozenset(field.name for field in fields.declared(Sampling))
 
 Choose = Callable[[str | None, Output | None, Media], ModelCard]
@@ -63,41 +61,6 @@ class Parts(Generic[B]):
     """By their names; or what stands for those that are in force."""
 
 
-def image_request(
-    body: Body, media: Media, choose: Choose, max_outputs: int
-) -> tuple[GenerationRequest, ImageBody]:
-    """Raises `RequestError` naming the field."""
-    parts = split(body, ImageBody)
-    own = parts.own
-    card = choose(own.model, "image", media)
-    seeds = own.seed if isinstance(own.seed, list) else ()
-    if isinstance(own.seed, int):
-        parts.sampling["seed"] = own.seed
-    with_size = apply_size(own.size, parts.sampling, strict=body.strict)
-    try:
-        request = build_request(
-            card,
-            own.prompt,
-            parts.sampling,
-            strict=body.strict,
-            output="image",
-            media=media,
-            seeds=seeds,
-            format=own.output_format,
-            n=count(own),
-            max_outputs=max_outputs,
-            compression=own.output_compression,
-            priority=own.priority,
-            round_size=own.round_size,
-            previews=own.partial_images,
-            adapters=parts.adapters,
-            extra=parts.extra,
-        )
-    except InvalidRequest as failure:
-        raise blame_size(failure, with_size) from failure
-    return request, own
-
-
 def split(
     body: Body,
     kind: type[B],
@@ -105,7 +68,7 @@ def split(
     hints: Container[str] = HINTS,
 ) -> Parts[B]:
     """Sort the body's values by who understands them."""
-    own_names = {field.name for field in fields.declared(kind)}
+    own_names = {field.encode_name for field in msgspec.structs.fields(kind)}
     own: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     warnings = list(body.warnings)
@@ -124,6 +87,8 @@ def split(
             known = sorted(own_names | _SAMPLING)
             warnings.append(fields.unknown(name, known) + " It was ignored.")
     for name in body.files.keys() - PICTURES:
+        if name in refused:
+            _refuse(name, "a file")
         raise InvalidRequest(
             f"The file '{name}' has no meaning here; pictures come as {', '.join(IMAGES[:3])} or "
             f"{MASK}.",

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from safelight.entrypoint import schema
 from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
 from safelight.entrypoint.openai import parsing, variants
+from safelight.entrypoint.openai.polling import (
+    Prefer,
+    error_of,
+    say_when_to_ask,
+    status_of,
+    waited,
+)
 from safelight.entrypoint.openai.video_parsing import video_request
 from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
 from safelight.errors import NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.request import TASKS, GenerationRequest
-from safelight.store.tables import Status
-
-MIN_POLL_MS, MAX_POLL_MS = 50, 1000
-UNKNOWN_ETA_S = 0.5
-MAX_WAIT_S = 60
 
 router = APIRouter(prefix="/videos", tags=["videos"], responses=schema.ERRORS)
 
-Prefer = Annotated[
-    str | None,
-    Header(description=f"`wait=N` (RFC 7240): hold the answer, {MAX_WAIT_S} seconds at most."),
-]
 VideoId = Annotated[str, Path(description="The id that `POST /v1/videos` returned.")]
 
 
@@ -101,13 +96,7 @@ async def retrieve(
     With `Prefer: wait=N` the answer comes when the job has ended, or after N seconds: one request
     instead of many polls.
     """
-    view = await find(manager, video_id)
-    if (seconds := _patience(prefer)) and not view.status.final:
-        response.headers["preference-applied"] = f"wait={seconds}"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await manager.wait(video_id)
-        view = await find(manager, video_id)
+    view = await waited(manager, await find(manager, video_id), prefer, response)
     return polled(view, response)
 
 
@@ -154,19 +143,9 @@ async def find(manager: RequestManager, video_id: str) -> JobView:
     return view
 
 
-def _patience(prefer: str | None) -> int:
-    """Seconds of a `Prefer: wait=N` header; 0 without one. What cannot be read is ignored, as RFC
-    7240 wants."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "", re.IGNORECASE)
-    return min(MAX_WAIT_S, int(found[1])) if found else 0
-
-
 def polled(view: JobView, response: Response) -> dict[str, Any]:
-    """The video object, and when to ask again: the SDK takes the interval of its first poll."""
-    if not view.status.final:
-        eta = UNKNOWN_ETA_S if view.eta is None else view.eta
-        wait = min(MAX_POLL_MS, max(MIN_POLL_MS, round(eta * 1000 / 2)))
-        response.headers["openai-poll-after-ms"] = str(wait)
+    """The video object, and when to ask again."""
+    say_when_to_ask(view, response)
     return as_video(view)
 
 
@@ -177,8 +156,7 @@ def as_video(view: JobView) -> dict[str, Any]:
         "id": view.id,
         "object": "video",
         "model": request.model,
-        # Clients know four states; a cancelled job has an error that says so.
-        "status": "failed" if view.status is Status.CANCELLED else str(view.status),
+        "status": status_of(view),
         "progress": view.progress,
         "created_at": int(view.created_at),
         "completed_at": None if view.completed_at is None else int(view.completed_at),
@@ -187,7 +165,7 @@ def as_video(view: JobView) -> dict[str, Any]:
         "seconds": seconds_of(request),
         "size": f"{sampling.width}x{sampling.height}",
         "remixed_from_video_id": parsing.echo(request, "remixed_from_video_id", str),
-        "error": _error(view),
+        "error": error_of(view),
         "seed": request.seed_of(0),
         "num_frames": sampling.num_frames,
         "fps": sampling.fps,
@@ -211,9 +189,3 @@ def seconds_of(request: GenerationRequest) -> str:
     """The length that was asked for, or the one that follows from the frames."""
     sampling = request.sampling
     return parsing.echo(request, "seconds", str) or f"{sampling.num_frames / sampling.fps:g}"
-
-
-def _error(view: JobView) -> dict[str, str] | None:
-    if view.error_code is None:
-        return None
-    return {"code": view.error_code, "message": view.error_message or ""}

@@ -218,19 +218,7 @@ def _read(kind: type[T], body: Body) -> T:
     """Raises `InvalidRequest` naming the field."""
     known = [field.name for field in fields.declared(kind)]
     fields.refuse_unknown([*body.values, *body.files], known)
-    for name, value in body.values.items():
-        if isinstance(value, str) and not _is_text(value):
-            raise InvalidRequest(f"'{name}' is no text: it has half characters.", param=name)
     return fields.convert(kind, body.values, strict=body.strict)
-
-
-def _is_text(value: str) -> bool:
-    """Whether UTF-8 has it; JSON can name halves of surrogate pairs."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _events(names: list[str], param: str) -> list[WebhookEvent]:

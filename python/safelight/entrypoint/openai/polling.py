@@ -1,0 +1,68 @@
+"""What all jobs have in common that clients poll."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Annotated
+
+from fastapi import Header, Response
+
+from safelight.manager.events import JobView
+from safelight.manager.manager import RequestManager
+from safelight.store.tables import Status
+
+MIN_POLL_MS, MAX_POLL_MS = 50, 1000
+UNKNOWN_ETA_S = 0.5
+MAX_WAIT_S = 60
+
+Prefer = Annotated[
+    str | None,
+    Header(description=f"`wait=N` (RFC 7240): hold the answer, {MAX_WAIT_S} seconds at most."),
+]
+
+
+def patience(prefer: str | None) -> int:
+    """Seconds of a `Prefer: wait=N` header; 0 without one. What cannot be read is ignored, as RFC
+    7240 wants."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "", re.IGNORECASE)
+    return min(MAX_WAIT_S, int(found[1])) if found else 0
+
+
+def wants_async(prefer: str | None) -> bool:
+    """Whether a `Prefer` header asks for an answer before the work is done."""
+    return re.search(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", prefer or "", re.I) is not None
+
+
+async def waited(
+    manager: RequestManager, view: JobView, prefer: str | None, response: Response
+) -> JobView:
+    """The job as it is after what `Prefer: wait=N` asks for. Raises `NotFound` if it is deleted
+    meanwhile."""
+    if not (seconds := patience(prefer)) or view.status.final:
+        return view
+    response.headers["preference-applied"] = f"wait={seconds}"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await manager.wait(view.id)
+    return await manager.job(view.id)
+
+
+def say_when_to_ask(view: JobView, response: Response) -> None:
+    """The SDK takes the interval of its first poll."""
+    if not view.status.final:
+        eta = UNKNOWN_ETA_S if view.eta is None else view.eta
+        wait = min(MAX_POLL_MS, max(MIN_POLL_MS, round(eta * 1000 / 2)))
+        response.headers["openai-poll-after-ms"] = str(wait)
+
+
+def status_of(view: JobView) -> str:
+    """Clients know four states; a cancelled job has an error that says so."""
+    return "failed" if view.status is Status.CANCELLED else str(view.status)
+
+
+def error_of(view: JobView) -> dict[str, str] | None:
+    if view.error_code is None:
+        return None
+    return {"code": view.error_code, "message": view.error_message or ""}
