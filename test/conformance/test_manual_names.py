@@ -21,8 +21,6 @@ from fakes.command_lines import Started
 from fakes.manual_servers import World
 from fakes.manuals import Name
 
-JPEG = {"output_format": "jpeg"}
-
 
 def rows(*kinds: str) -> Any:
     """The names of these kinds that are tried here."""
@@ -42,14 +40,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def values(checkpoints: Checkpoints, world: World) -> dict[str, str]:
     """What stands for `{...}`: the tiny checkpoints, the adapters."""
-    return {**command_lines.models(checkpoints), "loras": str(world.loras)}
+    found = {**command_lines.models(checkpoints), "loras": str(world.loras)}
+    flux = command_lines.with_heads(found["flux"], world.loras.parent / "flux", 24)
+    return {**found, "flux": flux}
 
 
 def outcome(row: Name, status: int, started: list[Started], said: str) -> None:
     """Hold a command line to what its row says."""
-    if row.details.refused:
+    if refused := row.details.refused or command_lines.missing(row.details.needs):
         assert status == 2
-        assert row.details.refused in said
+        assert refused in said
         return
     assert status == 0, said
     (one,) = started
@@ -152,9 +152,14 @@ def test_a_field_of_an_answer(row: Name, world: World, tmp_path: Path) -> None:
     answer = manual_servers.send(world, row.of, cwd=tmp_path)
     assert answer.status_code == 200, answer.text
     found = answer.json()
-    for step in row.name.split("."):
-        found = found[0] if isinstance(found, list) else found
-        found = next(iter(found.values())) if step == "*" else found[step]
+    *steps, last = row.name.split(".")
+    for step in steps:
+        found = next(iter(found.values())) if step == "*" else first(found)[step]
+    assert (last in first(found)) != row.details.absent
+
+
+def first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
 
 
 RANGES = {

@@ -8,7 +8,9 @@ examples, on tiny checkpoints and with as many ranks as printed, on the CPU.
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fakes import command_lines, manual_servers, manuals, probe
+from fakes import command_lines, lora, manual_servers, manuals, probe, zoo_flux
 from fakes.cases import Checkpoints
 from fakes.server import Server
 
@@ -34,23 +36,35 @@ safelight() {
   { printf '%s\0' "$@"; env -0 | grep -z '^SAFELIGHT_' || true; } > "$NOTES/$EPOCHREALTIME-$BASHPID"
 }
 """
+ON_CPU = {
+    "SAFELIGHT_DEVICE": "cpu",
+    "SAFELIGHT_CPU_THREADS": "1",
+}
 OWN = {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
 
 
 @pytest.fixture(scope="module")
 def real(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for `{...}`: the tiny checkpoints, the adapters."""
+    """What stands for `{...}`: the tiny checkpoints, the adapters. The tiny Qwen-Image-Edit has a
+    processor that other processes lack: FLUX.1 Kontext edits in its place."""
     root = tmp_path_factory.mktemp("loras")
     manual_servers.write_adapters(root)
-    return {**command_lines.models(checkpoints), "loras": str(root)}
+    found = command_lines.models(checkpoints)
+    fitting = lora.write(Path(found["qwen"]), root / "written", 1, ("transformer",))
+    shutil.copyfile(fitting, root / "model.safetensors")
+    edits = str(checkpoints.made(zoo_flux.tiny_kontext))
+    return {**found, "qwen_edit": edits, "loras": str(root)}
 
 
 @pytest.fixture(scope="module")
-def values(real: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def values(
+    real: dict[str, str], checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """The same for what is not started; three ranks can share FLUX.1's 24 heads, not a tiny
     model's four."""
     root = tmp_path_factory.mktemp("heads")
-    return {**real, "flux": command_lines.with_heads(real["flux"], root / "flux", 24)}
+    flux = command_lines.with_heads(real["flux"], root / "flux", 24)
+    return {**real, **command_lines.models(checkpoints), "flux": flux}
 
 
 def script_of(key: str, values: Mapping[str, str]) -> str:
@@ -121,6 +135,9 @@ def check_start(arguments: list[str], expected: Mapping[str, Any], capsys: Any) 
             return
         status, started = command_lines.run([word for word in arguments if word not in dropped])
         out = capsys.readouterr()
+    if package := command_lines.missing(wanted.pop("needs", None)):
+        assert status == 2 and package in out.err
+        return
     assert status == 0, out.err
     if words := wanted.pop("says", None):
         assert all(word in out.out for word in words)
@@ -157,11 +174,12 @@ def test_examples_for_other_programs(key: str) -> None:
 
 REAL = {
     "SGLang Diffusion API": ("sglang-api/serve", "/models"),
-    "SGLang Diffusion CLI": ("sglang-cli/serve-video", "/v1/models"),
     "diffgentor": ("diffgentor/serve-concurrent", "/v1/models"),
     "FLUX API": ("flux-api/testing-multi-gpu", "/model-status"),
     "cache-dit serving": ("cache-dit/serve-lora", "/get_model_info"),
 }
+"""An example of a manual, and what its reader would ask first."""
+SMALL = {"prompt": "a cat", "width": 64, "height": 64, "num_inference_steps": 2}
 
 
 def printed_server(key: str, values: Mapping[str, str], directory: Path) -> list[str]:
@@ -170,50 +188,62 @@ def printed_server(key: str, values: Mapping[str, str], directory: Path) -> list
     if "--port" in arguments:
         at = arguments.index("--port")
         del arguments[at : at + 2]
-    return [word for word in arguments if word not in ("--cache",)]
+    return [word for word in arguments if word != "--cache"]  # which is refused
 
 
 @pytest.mark.parametrize("system", REAL)
 @pytest.mark.timeout(600)
 def test_a_server_starts_as_printed(system: str, real: dict[str, str], tmp_path: Path) -> None:
-    """All its processes, as many ranks as printed; it answers."""
+    """All its processes, as many ranks as printed; it answers, and makes something."""
     key, route = REAL[system]
     server = Server(tmp_path / "data", *printed_server(key, real, tmp_path))
     try:
         server.wait_ready(400)
         assert server.client.get(route).status_code == 200
+        if system.startswith("SGLang"):
+            assert server.wait(server.create(**SMALL, num_frames=5))["status"] == "completed"
+            return
+        made = server.client.post("/generate", json=SMALL, timeout=200)
+        assert made.status_code == 200, made.text
+        assert base64.b64decode(made.json()["images"][0]).startswith(b"\x89PNG")
     finally:
         server.close()
 
 
 GENERATED = {
-    "sglang-cli/generate-video": None,
-    "sglang-cli/generate-image": (720, 720),
-    "sglang-cli/generate-edit": (1024, 1536),
+    "sglang-cli/generate-video": ("A curious raccoon.mp4", (64, 48)),
+    "sglang-cli/generate-image": (".png", (720, 720)),
+    "sglang-cli/generate-edit": (".png", (1024, 1536)),
 }
-"""Examples, and the sizes of their pictures."""
+"""Examples: how the name of their file ends, and its size."""
+LEFT_OUT = {"NUM_INFERENCE_STEPS": "4", "WIDTH": "64", "HEIGHT": "48", "NUM_FRAMES": "9"}
+"""What the video example leaves to the model, small enough for a tiny one; in variables, over which
+what is printed wins."""
 
 
 @pytest.mark.parametrize("key", GENERATED)
 @pytest.mark.timeout(600)
 def test_generate_as_printed(key: str, real: dict[str, str], tmp_path: Path) -> None:
-    """All ranks, all steps that the model has by default; the file that is named."""
+    """With all ranks, and the size that is printed; a file where it is asked for."""
     ((arguments, _),) = noted(script_of(key, real), tmp_path)
     manual_servers.reader_files(tmp_path)
+    left_out = LEFT_OUT if "video" in key else {"NUM_INFERENCE_STEPS": "4"}
     done = subprocess.run(
         [sys.executable, "-m", "safelight", *arguments],
         check=False,
         cwd=tmp_path,
-        env={**OWN, "SAFELIGHT_DEVICE": "cpu", "SAFELIGHT_CPU_THREADS": "1"},
+        env=OWN | ON_CPU | {f"SAFELIGHT_{name}": value for name, value in left_out.items()},
         capture_output=True,
         text=True,
         timeout=580,
     )
     assert done.returncode == 0, done.stderr
     (made,) = (tmp_path / "outputs").iterdir()
-    if (size := GENERATED[key]) is None:
-        assert made.name == "A curious raccoon.mp4"
-        assert probe.video(made).codec == "h264"
+    ending, size = GENERATED[key]
+    assert made.name.endswith(ending)
+    if made.suffix == ".mp4":
+        stream = probe.video(made)
+        assert (stream.width, stream.height) == size
         return
     with Image.open(made) as picture:
         assert picture.size == size

@@ -135,9 +135,12 @@ def test_download_content(client: OpenAI, finished: Any) -> None:
         assert b"".join(streamed.iter_bytes()) == data
 
 
-def test_other_variants_are_bad_requests(client: OpenAI, finished: Any) -> None:
+def test_download_of_pictures(client: OpenAI, finished: Any) -> None:
+    for variant, kind in (("thumbnail", "WEBP"), ("spritesheet", "JPEG")):
+        data = client.videos.download_content(finished.id, variant=cast(Any, variant)).read()
+        assert opened(data).format == kind
     with pytest.raises(BadRequestError) as caught:
-        client.videos.download_content(finished.id, variant="thumbnail")
+        client.videos.download_content(finished.id, variant=cast(Any, "poster"))
     assert caught.value.param == "variant"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,11 @@ MAKERS = {
 def models(checkpoints: Checkpoints) -> dict[str, str]:
     """The tiny checkpoints by the names that stand for them in the data."""
     return {name: str(checkpoints.made(make)) for name, make in MAKERS.items()}
+
+
+def missing(package: str | None) -> str | None:
+    """Its name if it is not installed: what a refusal then says."""
+    return package if package and importlib.util.find_spec(package) is None else None
 
 
 def with_heads(source: str, directory: Path, heads: int) -> str:

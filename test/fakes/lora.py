@@ -100,23 +100,17 @@ def upstream(adapters: Sequence[Adapter], *, twice: bool = False) -> Iterator[No
 
     def loading(kind: Any, *args: Any, **options: Any) -> Any:
         pipeline = original(kind, *args, **options)
-        if not isinstance(pipeline, LoraBaseMixin):
+        whole = isinstance(pipeline, LoraBaseMixin)
+        model = pipeline if whole else pipeline.transformer
+        load = model.load_lora_weights if whole else model.load_lora_adapter
+        second = ({}, {"load_into_transformer_2": True}) if twice else ({},)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
             for one in adapters:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Already found a `peft_config`")
-                    pipeline.transformer.load_lora_adapter(one.path, adapter_name=one.digest)
-            if adapters:
-                pipeline.transformer.set_adapters([a.digest for a in adapters], [a.scale for a in adapters])
-            return pipeline
-        for one in adapters:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")
-                pipeline.load_lora_weights(one.path, adapter_name=one.digest)
-                if twice:
-                    second = {"load_into_transformer_2": True}
-                    pipeline.load_lora_weights(one.path, adapter_name=one.digest, **second)
+                for where in second:
+                    load(one.path, adapter_name=one.digest, use_safetensors=True, **where)
         if adapters:
-            pipeline.set_adapters([one.digest for one in adapters], [one.scale for one in adapters])
+            model.set_adapters([one.digest for one in adapters], [one.scale for one in adapters])
         return pipeline
 
     with pytest.MonkeyPatch.context() as patch:

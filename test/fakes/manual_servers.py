@@ -6,6 +6,7 @@ real files at once. So sizes and steps are those that are printed, which a CPU w
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,9 +19,9 @@ import httpx2
 import msgspec
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save_file
 
 from fakes import manuals
+from fakes.adapters import adapter
 from fakes.engine_peer import CARD
 from fakes.stack import Stack, running
 from safelight.models.card import ModelCard, Range
@@ -57,6 +58,7 @@ VIDEOS = msgspec.structs.replace(
     num_frames=Range(1, 81, 4),
     max_tokens=1_000_000,
 )
+EXPERTS = ("transformer", "transformer_2")
 _NAMED: Mapping[str, ModelCard] = {
     "pictures": PICTURES,
     "second": PICTURES,
@@ -106,19 +108,19 @@ def draw_mask(path: Path) -> None:
     mask.save(path)
 
 
-def write_adapter(path: Path) -> None:
-    """A LoRA of one layer, as diffusers writes it."""
-    layer = "transformer.transformer_blocks.0.attn.to_q"
-    down, up = np.ones((2, 32), np.float32), np.zeros((32, 2), np.float32)
-    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, path)
-
-
 def write_adapters(directory: Path) -> None:
     """Every adapter that an example names."""
-    for name in (*_ADAPTERS, *_LIGHTNING):
-        path = directory / f"{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_adapter(path)
+    for seed, name in enumerate((*_ADAPTERS, *_LIGHTNING)):
+        adapter(directory / f"{name}.safetensors", seed)
+
+
+def write_index(directory: Path) -> Path:
+    """As much of a pipeline of two experts as tells what adapters can change; its directory."""
+    directory.mkdir()
+    parts = {name: ["diffusers", "WanTransformer3DModel"] for name in EXPERTS}
+    index = {"_class_name": "WanPipeline", **parts}
+    (directory / "model_index.json").write_text(json.dumps(index), "utf-8")
+    return directory
 
 
 class World:
@@ -137,7 +139,10 @@ class World:
     def server(self, name: str) -> Stack:
         if name not in self._servers:
             data = self._root / f"data-{len(self._servers)}"
-            serving = running(data, card=card_named(name), fetch_urls=True, fetch_private=True)
+            settings: dict[str, Any] = {"fetch_urls": True, "fetch_private": True}
+            if name == "two-experts":
+                settings["model_path"] = str(write_index(self._root / "experts"))
+            serving = running(data, card=card_named(name), **settings)
             self._servers[name] = self._stack.enter_context(serving)
         return self._servers[name]
 

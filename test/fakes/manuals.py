@@ -34,7 +34,11 @@ class Details(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: str | None = None
     """Words of the sentence that refuses it."""
     cuda: bool = False
-    """Whether it needs a CUDA device, and says so elsewhere."""
+    """Whether it is about CUDA devices, so that the device is not the CPU."""
+    needs: str | None = None
+    """A package; where it is not installed, that is said."""
+    absent: bool = False
+    """Whether an answer leaves the field out."""
     hint: bool = False
     """Whether a variable has no meaning, which is said."""
     file: bool = False

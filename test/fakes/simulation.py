@@ -80,6 +80,8 @@ class World:
     share the plan."""
     hang: set[tuple[int, int]] = field(default_factory=set)
     """(group, rank) that answers nothing, as long as it lives."""
+    unfit: set[tuple[str, int]] = field(default_factory=set)
+    """(digest, rank) of adapters that this rank cannot load."""
     delay: Callable[[], float] = lambda: 0.0
     """Seconds a rank takes longer than predicted."""
     restart: float = 1.0
@@ -293,6 +295,7 @@ class World:
                 steps={name: self.counted[name] for name in encoded if name in self.counted},
                 traffic={"ulysses.all_to_all": 10 + rank.rank},
                 peak_memory=2000 + rank.rank,
+                layers={"transformer": 10} if isinstance(plan, m.Adapt) and plan.load else {},
             )
         )
         if any(failure.code == "out_of_memory" for failure in failures):
@@ -302,6 +305,12 @@ class World:
         self._start(rank)
 
     def _execute(self, rank: Rank, plan: m.Plan) -> tuple[m.SampleFailure, ...]:
+        if isinstance(plan, m.Adapt):
+            return tuple(
+                m.SampleFailure(sample=one.digest, code="unfit", message=f"{one.name} {rank.rank}")
+                for one in plan.load
+                if (one.digest, rank.rank) in self.unfit
+            )
         failures = []
         if any((name, rank.units[name], rank.rank) in self.exhaust for name in self.names(plan)):
             text = f"no memory on rank {rank.rank}"

@@ -103,6 +103,7 @@ class Adapters:
     def _load(self, adapter: Adapter, way: str) -> dict[str, int]:
         """The layers that it changes, by component; none of it is left if it fails."""
         check(adapter)
+        self.wear(())
         first = {name: part.component for name, part in self._parts.items() if name != SECOND}
         wanted = layers_of(self._loader, adapter, first)
         parts = [part for name, part in self._parts.items() if (name == SECOND) == (way == SECOND)]
@@ -125,8 +126,8 @@ class Adapters:
     def _read(self, adapter: Adapter, way: str) -> None:
         second = {"load_into_transformer_2": True} if way == SECOND else {}
         with warnings.catch_warnings():
-            # peft warns of every adapter after the first.
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            # peft warns of every adapter after the first, and of one that is taken back.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`|Adapter .* deleted")
             self._loader.load_lora_weights(
                 adapter.path,
                 adapter_name=adapter.digest,

@@ -192,7 +192,8 @@ class Layers:
             layer.place(adapted=True)
         before = {module: dict(module._modules) for module in self.component.modules()}
         try:
-            yield
+            with _in_precision(self.component):
+                yield
             added = self._added(before)
             found = self.count(digest) + sum(layer.has([digest]) for layer in added)
             if found < expected:
@@ -249,6 +250,26 @@ class Layers:
             if not self.component.peft_config:
                 del self.component.peft_config
                 self.component._hf_peft_config_loaded = False
+
+
+@contextmanager
+def _in_precision(component: Any) -> Iterator[None]:
+    """Within it layers whose weights are stored in float8 have others, without content, of the
+    precision that they compute in: peft gives adapters that of the weights."""
+    stored = [
+        (module, weight)
+        for module in component.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if name == "weight" and weight.is_floating_point() and weight.dtype.itemsize == 1
+    ]
+    for module, weight in stored:
+        empty = torch.empty(1, dtype=component.dtype, device=weight.device)
+        module.weight = nn.Parameter(empty.expand(weight.shape), False)
+    try:
+        yield
+    finally:
+        for module, weight in stored:
+            module.weight = weight
 
 
 def _room(device: torch.device) -> float:

@@ -57,9 +57,10 @@ def adaptable(config: EngineConfig) -> Adaptable:
     if not index.is_file():
         return Adaptable(model=name)
     found = [component for component, _, _ in checkpoint.components(checkpoint.read_json(index))]
+    ordered = [one for kind in _WITH_LAYERS for one in found if one.startswith(kind)]
     return Adaptable(
         model=name,
-        components=tuple(one for one in found if one.startswith(_WITH_LAYERS)),
+        components=tuple(ordered),
         unmergeable=_unmergeable(config),
     )
 

@@ -31,13 +31,13 @@ def locate(path: str, file: str | None = None, *, param: str = "lora_path") -> P
 
     Raises `InvalidRequest` or `Unavailable`, saying what would fit.
     """
-    local = Path(path).expanduser()
     try:
+        local = Path(path).expanduser()
         if local.is_file():
             return local.absolute()
         if local.is_dir():
             return (local / chosen(path, _names(local), file, param=param)).absolute()
-    except (OSError, ValueError) as failure:  # too long for a path, or a null byte in it
+    except (OSError, ValueError, RuntimeError) as failure:  # too long, or of a user unknown
         raise InvalidRequest(f"{path!r:.200} is no path: {failure}.", param=param) from failure
     if not hub.is_id(path):
         raise InvalidRequest(

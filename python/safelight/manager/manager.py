@@ -85,19 +85,19 @@ class RequestManager:
     async def start(self) -> None:
         """Open the store, connect, and hand the scheduler what was left unfinished.
 
-        Raises `ConfigError` if another server has the data directory, or an adapter that shall be
-        in force cannot be had.
+        Raises `ConfigError` if another server has the data directory, an adapter that shall be in
+        force cannot be had, or a webhook's URL cannot be one.
         """
         # Awaited by the owner: it raises if the manager cannot go on.
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._db = await Database.open(self._data / "jobs.sqlite")
         try:
             await self.adapters.start(self._db)
+            await self.webhooks.start(self._db)
             self._channels = Channels(self._run_dir)
         except BaseException:
             await self._db.close()
             raise
-        await self.webhooks.start(self._db)
         for job_id in await self._db.call(JobStore.buried):
             await self._erase(job_id)
         await self.models.start()  # first: what unfinished jobs need must find room beside them

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -30,13 +31,17 @@ MAGIC = {
 """Format -> bytes, and where they stand (RFC 2083, ITU T.81, Google's WebP container)."""
 
 MAX_SIDE = 16_384  # pixels
-MAX_SCANS = 256
-"""Of a JPEG. Encoders write about ten; every one is a pass over the whole picture, and a file of a
-few bytes a scan would take hours."""
+MAX_SCANS = 10**9
+"""Of a JPEG: encoders write about ten. Every one is a pass over the whole picture, and a file of a
+few bytes a scan would take hours. Of an animation, of which only the first is taken: its frames."""
+MAX_SEGMENTS = 10**9
 
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
+"""In a JPEG, what is not data, a restart or filling (ITU T.81, B.1.1)."""
+_END_OF_JPEG, _START_OF_SCAN = 0xD9, 0xDA
+_FRAMES = {"PNG": b"fcTL", "WEBP": b"ANMF"}
 _END_OF_PNG = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PADDING = b"\x00\r\n "
-_START_OF_SCAN = b"\xff\xda"
 _FOREIGN = ((b"PK\x05\x06", -66_000, None), (b"%PDF-", 0, 1024))
 """What makes a file a ZIP archive or a PDF, too, and the part of the file where it does."""
 _ORIENTATION = 0x0112  # Exif 2.3, section 4.6.4
@@ -176,10 +181,9 @@ def _open(data: bytes, name: str) -> Image.Image:
 def _check_whole(data: bytes, kind: str, name: str) -> None:
     """Raises `InvalidRequest` for a file that is something else beside a picture, or that is made
     to be decoded for hours. Phones put films behind their JPEGs, so those may go on."""
-    scans = data.count(_START_OF_SCAN) if kind == "JPEG" else 0
-    if scans > MAX_SCANS:
+    if (_scans(data) if kind == "JPEG" else data.count(_FRAMES[kind])) > MAX_SCANS:
         raise InvalidRequest(
-            f"'{name}' has {scans} scans; at most {MAX_SCANS} are decoded.",
+            f"'{name}' has more than {MAX_SCANS} scans or frames; send a single picture.",
             param=name,
             code="invalid_image",
         )
@@ -189,6 +193,18 @@ def _check_whole(data: bytes, kind: str, name: str) -> None:
             param=name,
             code="invalid_image",
         )
+
+
+def _scans(data: bytes) -> int:
+    """Of a JPEG, without those of the thumbnail inside or the film behind it."""
+    at, scans = 2, 0
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[0][1] == _END_OF_JPEG:
+            return scans
+        scans += found[0][1] == _START_OF_SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return MAX_SCANS + 1
 
 
 def _goes_on(data: bytes, kind: str) -> bool:

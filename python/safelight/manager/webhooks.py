@@ -23,7 +23,7 @@ from standardwebhooks import Webhook
 
 from safelight import __version__, egress, log
 from safelight.config import WebhookConfig, WebhookEvent
-from safelight.errors import InvalidRequest
+from safelight.errors import ConfigError, InvalidRequest
 from safelight.manager.database import Database
 from safelight.store.webhooks import (
     Attempt,
@@ -93,9 +93,12 @@ class Webhooks:
         self._testing = asyncio.Semaphore(MAX_TESTS)
 
     async def start(self, database: Database) -> None:
-        """Take over the endpoints of the configuration."""
+        """Take over the endpoints of the configuration. Raises `ConfigError`."""
         self._db = database
         now, config = self._clock(), self._config
+        for url in config.webhook_url:
+            if why := unusable(url, allow_private=True):
+                raise ConfigError(f"--webhook-url {url}: {why}.", param="webhook_url")
         endpoints = [
             Endpoint(
                 # The same at every start, so that what is still to be sent there is kept.
@@ -255,24 +258,35 @@ class Webhooks:
             ) from failure
 
     def _check(self, url: str) -> None:
-        """Raises `InvalidRequest` for what no delivery could reach; names are judged when it is
-        sent, as they may come to mean something else."""
-        if len(url) > MAX_URL:
-            raise _bad_url(f"it has {len(url)} characters, of which {MAX_URL} fit")
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL as failure:
-            raise _bad_url("it cannot be read") from failure
-        if parsed.scheme not in egress.PORTS or not parsed.host:
-            raise _bad_url("write a whole one, https:// or http://")
-        if parsed.userinfo:
-            raise _bad_url("it has credentials in it")
-        if self._config.webhook_allow_private:
-            return
-        if (parsed.port or egress.PORTS[parsed.scheme]) not in egress.PORTS.values():
-            raise _bad_url(f"its port is {parsed.port}; only 80 and 443 are open")
-        if _is_address(parsed.host) and not egress.is_public(parsed.host):
-            raise _bad_url("its address is not public")
+        """Raises `InvalidRequest` for what no delivery could reach."""
+        if why := unusable(url, allow_private=self._config.webhook_allow_private):
+            text = f"'url' cannot be a webhook endpoint: {why}."
+            raise InvalidRequest(text, param="url", code="invalid_url")
+
+
+def unusable(url: str, *, allow_private: bool) -> str | None:
+    """Why no delivery could ever reach it. Names are judged when something is sent, as they may
+    come to mean something else."""
+    if len(url) > MAX_URL:
+        return f"it has {len(url)} characters, of which {MAX_URL} fit"
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return "it cannot be read"
+    if parsed.scheme not in egress.PORTS or not parsed.host:
+        return "write a whole one, https:// or http://"
+    if parsed.userinfo:
+        return "it has credentials in it"
+    port = egress.PORTS[parsed.scheme] if parsed.port is None else parsed.port
+    if not 0 < port < 65_536:
+        return f"there is no port {port}"
+    if allow_private:
+        return None
+    if port not in egress.PORTS.values():
+        return f"its port is {port}; only 80 and 443 are open"
+    if _is_address(parsed.host) and not egress.is_public(parsed.host):
+        return "its address is not public"
+    return None
 
 
 def _is_address(host: str) -> bool:
@@ -281,7 +295,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _bad_url(why: str) -> InvalidRequest:
-    return InvalidRequest(f"'url' cannot be a webhook endpoint: {why}.", param="url")

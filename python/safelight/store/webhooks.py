@@ -241,6 +241,8 @@ class WebhookStore:
         with self._engine.begin() as db:
             for attempt in attempts:
                 _settle(db, attempt)
+            if any(a.result in ("given_up", "gone") for a in attempts):
+                _prune(db, attempts[-1].at)
 
     def given_up(self, endpoint_id: str) -> tuple[Delivery, ...]:
         """What was not delivered and is not tried any more, of the last days."""
@@ -263,7 +265,6 @@ def _settle(db: Connection, attempt: Attempt) -> None:
         db.execute(
             update(table).where(this).values(tried | {"due_at": attempt.at, "given_up": True})
         )
-        _prune(db, attempt.at)
     if attempt.result == "gone":
         _disable(db, sent.endpoint, attempt.at)
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from starlette.datastructures import Headers
 
 from fakes import stack
-from safelight.entrypoint.body import nested
-from safelight.errors import InvalidRequest
+from safelight.entrypoint.body import IN_MEMORY, _object, nested
+from safelight.entrypoint.guard import BodyLimit, Intake
+from safelight.errors import InvalidRequest, Overloaded, PayloadTooLarge
 
 URL = "/v1/videos"
 
@@ -155,12 +158,63 @@ def test_a_repeated_scalar_is_refused(client: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[1]", b"3", b'"text"', b"\xff\xfe", b"[" * 100_0, b'{"prompt": NaN'.strip()]
+    "content",
+    [
+        *(b"{", b"[1]", b"3", b'"text"', b"\xff\xfe", b"[" * 1000, b'{"a":' * 3000),
+        *(b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b'{"seed": ' + b"9" * 5000 + b"}"),
+    ],
 )
 def test_a_body_that_is_no_object_is_refused(client: httpx2.Client, content: bytes) -> None:
     answer = client.post(URL, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_json"
+
+
+def test_curl_calls_json_a_form(client: httpx2.Client) -> None:
+    """`curl -d '{…}'` without a header."""
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    answer = client.post(URL, content=b' {"prompt": "x", "seed": 9}', headers=headers)
+    assert answer.status_code == 200 and answer.json()["seed"] == 9
+
+
+@pytest.mark.parametrize("content", [b"prompt=%ff", b"prompt=\xff", b"a=1&" * 2000 + b"prompt=x"])
+def test_a_broken_urlencoded_form_is_refused(client: httpx2.Client, content: bytes) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    answer = client.post(URL, content=content, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_form"
+
+
+def test_values_of_json_are_counted_before_they_are_made() -> None:
+    with pytest.raises(InvalidRequest, match="100001 commas"):
+        _object(b"[" + b"0," * 100_001 + b"0]")
+
+
+def test_all_bodies_together_are_limited() -> None:
+    intake = Intake(100)
+    limits = [BodyLimit(100, Headers(), intake) for _ in range(Intake.BODIES)]
+    for limit in limits:
+        limit.took(100)
+    late = BodyLimit(100, Headers(), intake)
+    with pytest.raises(Overloaded):
+        late.took(1)
+    with limits[0]:
+        pass  # it has been read
+    late.took(100)
+    with pytest.raises(PayloadTooLarge):
+        late.took(1)
+
+
+def test_large_bodies_are_read_the_same_way(tmp_path: Path) -> None:
+    """Those that do not stay in memory."""
+    with (
+        stack.running(tmp_path / "data") as running,
+        httpx2.Client(base_url=running.base_url, timeout=30) as client,
+    ):
+        padding = "x" * (IN_MEMORY + 1)
+        for sent in encodings({"prompt": "x", "seed": 9, "padding": padding}):
+            answer = client.post(URL, **sent)
+            assert answer.status_code == 200 and answer.json()["seed"] == 9, answer.text
 
 
 def test_a_broken_form_is_refused(client: httpx2.Client) -> None:

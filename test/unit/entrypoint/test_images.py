@@ -209,7 +209,7 @@ def test_a_restart_serves_the_urls_it_gave(tmp_path: Path) -> None:
         ({"n": 10**9}, "n", "1 to 10"),
         ({"n": 10**30}, "n", "10"),
         ({"size": "100000x100000"}, "size", "100000"),
-        ({"mask": "x"}, "mask", "without an image"),
+        ({"mask": "x"}, "mask", "neither an upload"),
         ({"image": "x"}, "image", "neither an upload"),
         ({"url": "x.jpg"}, "url", "no URL that begins with"),
     ],

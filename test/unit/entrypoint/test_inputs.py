@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import gc
 import io
+import json
 import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,9 @@ WAYS: list[dict[str, Any]] = [
     {"json": {"prompt": "x", "image": text(PICTURE)}},
     {"json": {"prompt": "x", "images": [{"image_url": f"data:;base64,{text(PICTURE)}"}]}},
     {"json": {"prompt": "x", "image_url": {"url": f"data:;base64,{text(PICTURE)}"}}},
+    {"json": {"prompt": "x", "url": [f"data:;base64,{text(PICTURE)}"]}},
+    {"data": {"prompt": "x", "images[][image_url]": f"data:;base64,{text(PICTURE)}"}},
+    {"json": {"prompt": "x", "image": base64.encodebytes(PICTURE).decode()}},
 ]
 
 
@@ -198,7 +204,12 @@ def test_two_pictures_keep_their_order(client: httpx2.Client, editor: stack.Stac
     ("route", "fields", "param", "said"),
     [
         (EDIT, {}, "image", "missing"),
-        (EDIT, {"image": "http://10.0.0.1/a.png"}, "image", "does not fetch"),
+        (EDIT, {"image": "http://10.0.0.1/a.png"}, "image", "--fetch-urls switches it on"),
+        (EDIT, {"images": [{"image_url": "HTTPS://a.b/c.png"}]}, "images", "does not fetch"),
+        (EDIT, {"images": [{"file_id": "file-1"}]}, "images", "keeps no uploaded files"),
+        (EDIT, {"image": text(PICTURE), "mask": {"file_id": "file-1"}}, "mask", "no uploaded"),
+        (EDIT, {"url": "image_url.jpg"}, "url", "no URL that begins with http"),
+        (EDIT, {"image": text(PICTURE), "mask": "x", "mask_image": "x"}, "mask", "neither"),
         (EDIT, {"image": "%%%"}, "image", "neither"),
         (EDIT, {"image": 7}, "image", "not a picture"),
         (EDIT, {"image": text(b"<svg/>")}, "image", "not a PNG"),
@@ -258,6 +269,138 @@ def test_seeds_may_be_listed(client: httpx2.Client, editor: stack.Stack) -> None
     answer = client.post("/v1/images/generations", json={"prompt": "x", "n": 3, "seed": [9, 2, 9]})
     assert answer.json()["seeds"] == [9, 2, 9]
     assert [spec.sampling.seed for spec in editor.peer.specs[-3:]] == [9, 2, 9]
+
+
+def test_what_is_no_url_is_ignored_beside_an_upload(
+    client: httpx2.Client, editor: stack.Stack
+) -> None:
+    """As a manual of SGLang Diffusion has it."""
+    fields = {"prompt": "x", "url": "image_url.jpg", "size": "64x64"}
+    answer = client.post(EDIT, data=fields, files={"image": ("a.png", PICTURE)})
+    assert answer.status_code == 200, answer.text
+    assert Seen(editor).sizes == [SIZE]
+    assert answer.json()["warnings"] == ["'url' is no URL and was ignored: an upload is there."]
+
+
+def test_vllm_omnis_name_of_a_mask(client: httpx2.Client, editor: stack.Stack) -> None:
+    files = {"image": ("a.png", PICTURE), "mask_image": ("m.png", png(3, "RGBA"))}
+    assert client.post(EDIT, data={"prompt": "x"}, files=files).status_code == 200
+    assert Seen(editor).spec.task == "inpainting"
+
+
+def test_a_markup_is_refused(client: httpx2.Client) -> None:
+    files = {"image": ("a.png", PICTURE), "markup": ("m.png", png(3, "RGBA"))}
+    answer = client.post(EDIT, data={"prompt": "x"}, files=files)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "markup")
+
+
+def test_variations_need_a_picture_and_no_prompt(
+    client: httpx2.Client, editor: stack.Stack
+) -> None:
+    """LiteLLM sends nothing but the picture."""
+    answer = client.post("/v1/images/variations", files={"image": ("a.png", PICTURE)})
+    assert answer.status_code == 200, answer.text
+    seen = Seen(editor)
+    assert (seen.spec.task, seen.spec.prompt) == ("image-to-image", "")
+    assert seen.spec.sampling.strength == 0.5
+    fields = {"n": "2", "size": "64x64", "response_format": "url", "user": "me"}
+    some = client.post("/v1/images/variations", data=fields, files={"image": ("a.png", PICTURE)})
+    assert [list(image) for image in some.json()["data"]] == [["url"]] * 2
+    without = client.post("/v1/images/variations", data={"n": "1"})
+    assert (without.status_code, without.json()["error"]["param"]) == (400, "image")
+    bare = client.post(EDIT, files={"image": ("a.png", PICTURE)})
+    assert (bare.status_code, bare.json()["error"]["param"]) == (400, "prompt")
+
+
+# ------------------------------------------------------------------------------------------- URLs
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path) -> Iterator[httpx2.Client]:
+    """A client of a server that fetches, from this machine too, at most 5000 bytes."""
+    fetching = {"fetch_urls": True, "fetch_private": True, "fetch_max_bytes": 5000}
+    with (
+        stack.running(tmp_path / "data", card=EDITOR, **fetching) as running,
+        httpx2.Client(base_url=running.base_url, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a web server with pictures."""
+    root = tmp_path_factory.mktemp("site")
+    (root / "a.png").write_bytes(PICTURE)
+    (root / "large.png").write_bytes(PICTURE + b"\0" * 4900)
+    (root / "page.html").write_text("secret")
+    handler = functools.partial(Quiet, directory=str(root))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Not into the tests' output."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": {"prompt": "x", "url": "{}/a.png"}},
+        {"data": {"prompt": "x", "url[]": "{}/a.png"}},
+        {"data": {"prompt": "x", "image": "{}/a.png"}},
+        {"json": {"prompt": "x", "images": [{"image_url": "{}/a.png"}]}},
+        {"json": {"prompt": "x", "image_urls": ["{}/a.png"]}},
+    ],
+)
+def test_pictures_are_fetched(fetcher: httpx2.Client, site: str, body: dict[str, Any]) -> None:
+    answer = fetcher.post(EDIT, **json.loads(json.dumps(body).replace("{}", site)))
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_mask_is_fetched_and_so_is_a_videos_picture(fetcher: httpx2.Client, site: str) -> None:
+    fields = {"prompt": "x", "image": f"{site}/a.png", "mask": {"image_url": f"{site}/a.png"}}
+    assert fetcher.post(EDIT, json=fields).status_code == 200
+    fields = {"prompt": "x", "reference_url": f"{site}/a.png"}
+    assert fetcher.post(VIDEO, json=fields).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (["{}/missing.png"], "did not send it"),
+        (["{}/page.html"], "not a PNG"),
+        (["{}/large.png"], "larger than"),
+        # Their sum counts.
+        (["{}/a.png"] * (5000 // len(PICTURE) + 1), "larger than"),
+        (["http://127.0.0.1:1/a.png"], "the connection failed"),
+        (["http://[x/a.png"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_fetched(
+    fetcher: httpx2.Client, site: str, images: list[str], said: str
+) -> None:
+    fields = {"prompt": "x", "images": [url.replace("{}", site) for url in images]}
+    answer = fetcher.post(EDIT, json=fields)
+    assert answer.status_code == 400, answer.text
+    failure = answer.json()["error"]
+    assert failure["param"] == "images" and said in failure["message"]
+    assert "secret" not in failure["message"]
+
+
+def test_inside_is_out_of_reach_unless_it_is_switched_on(tmp_path: Path, site: str) -> None:
+    with (
+        stack.running(tmp_path / "data", card=EDITOR, fetch_urls=True) as running,
+        httpx2.Client(base_url=running.base_url, timeout=30) as client,
+    ):
+        for url in (f"{site}/a.png", "http://127.0.0.1/a.png", "http://localhost/a.png"):
+            answer = client.post(EDIT, json={"prompt": "x", "image": url})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "invalid_url"
 
 
 def test_a_model_that_takes_no_picture_says_so(tmp_path: Path) -> None:

@@ -169,9 +169,7 @@ def test_the_pipeline_class_is_read_and_precisions_are_resolved(tmp_path: Path) 
     assert (info["dit_precision"], info["vae_precision"]) == ("bf16", "fp32")
 
 
-def test_models_are_loaded_and_their_ranks_told(
-    manual: stack.Stack, slow: httpx2.Client
-) -> None:
+def test_models_are_loaded_and_their_ranks_told(manual: stack.Stack, slow: httpx2.Client) -> None:
     before = slow.get("/model-status").json()
     assert (before["model"], before["model_loaded"], before["ranks"]) == (CARD.name, False, [])
     rank = m.RankInfo(

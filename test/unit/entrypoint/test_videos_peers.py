@@ -16,6 +16,7 @@ from PIL import Image
 
 from fakes import stack
 from fakes.engine_peer import CARD
+from safelight.request import SampleSpec
 
 MOVER = msgspec.structs.replace(
     CARD, name="lab/mover", tasks=("text-to-video", "image-to-video"), max_images=1
@@ -50,6 +51,12 @@ def made(client: httpx2.Client, **request: Any) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     video: dict[str, Any] = answer.json()
     return video
+
+
+def spec_of(running: stack.Stack, video: dict[str, Any]) -> SampleSpec:
+    """As the scheduler got it, which is after the client got its answer."""
+    running.call(running.manager.wait(video["id"]))
+    return next(spec for spec in running.peer.specs if spec.id == f"{video['id']}.0")
 
 
 def refused(client: httpx2.Client, fields: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def test_the_first_picture_comes_in_every_shape(
         "reference_url": {"json": {**text, "reference_url": as_url()}},
     }[shape]
     video = made(client, **request)
-    spec = next(spec for spec in mover.peer.specs if spec.id == f"{video['id']}.0")
+    spec = spec_of(mover, video)
     assert spec.task == "image-to-video"
     assert [one.size for one in spec.inputs.images] == [(64, 64)]
 
@@ -210,7 +217,7 @@ def test_names_without_an_effect_are_told(client: httpx2.Client) -> None:
 
 def test_previews_are_asked_of_the_ranks(mover: stack.Stack, client: httpx2.Client) -> None:
     video = made(client, data={"prompt": "x", "previews": "3"})
-    spec = next(spec for spec in mover.peer.specs if spec.id == f"{video['id']}.0")
+    spec = spec_of(mover, video)
     assert spec.previews == 3
     assert refused(client, {"previews": 17})["param"] == "previews"
 

@@ -50,6 +50,11 @@ def test_what_is_not_one_adapter(tmp_path: Path, path: str, file: str | None, wo
     assert failure.value.param == "lora_path"
 
 
+def test_the_home_of_nobody() -> None:
+    with pytest.raises(InvalidRequest, match="is no path"):
+        adapter_files.locate("~nobody-of-that-name/x")
+
+
 def test_what_is_checked_of_a_file(tmp_path: Path) -> None:
     good = adapter(tmp_path / "good.safetensors")
     adapter_files.check(good)
@@ -61,7 +66,7 @@ def test_what_is_checked_of_a_file(tmp_path: Path) -> None:
         (b"", "is empty"),
         (struct.pack("<Q", 2**40) + b"{" * 100, "its header would have 1099511627776 bytes"),
         (other, "no LoRA weights"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
     ):
         (tmp_path / "bad.safetensors").write_bytes(content)
         with pytest.raises(InvalidRequest, match=words):

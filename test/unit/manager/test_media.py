@@ -207,7 +207,17 @@ def test_a_polyglot_is_refused(data: bytes) -> None:
     assert (refused.value.param, refused.value.code) == ("image", "invalid_image")
 
 
-@pytest.mark.parametrize("data", [saved(noise()) + b"\n", saved(noise(), "JPEG") + b"ftypmp42"])
+SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(noise()) + b"\n",
+        saved(noise(), "JPEG") + SCAN * 300,
+        saved(noise(), "JPEG", comment=SCAN * 300),
+    ],
+)
 def test_harmless_ends_are_taken(data: bytes) -> None:
     """A line's end behind a PNG; a phone's film behind a JPEG."""
     assert len(one(data).images) == 1
@@ -216,8 +226,19 @@ def test_harmless_ends_are_taken(data: bytes) -> None:
 def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
     data = saved(noise(size=(64, 64)), "JPEG", progressive=True)
     at = data.rindex(b"\xff\xda")
-    with pytest.raises(InvalidRequest, match="scans"):
+    one(data[:at] + data[at:-2] * 200 + data[-2:])
+    with pytest.raises(InvalidRequest, match="scans or frames"):
         one(data[:at] + data[at:-2] * 300 + data[-2:])
+    segments = b"\xff\xfe\x00\x03x" * 5000
+    with pytest.raises(InvalidRequest, match="scans or frames"):
+        one(data[:2] + segments + data[2:])
+
+
+@pytest.mark.parametrize("format", ["WEBP", "PNG"])
+def test_an_animation_of_many_frames_is_not_opened(format: str) -> None:
+    pictures = [Image.new("RGB", (4, 4), ("red", "blue")[i % 2]) for i in range(300)]
+    with pytest.raises(InvalidRequest, match="scans or frames"):
+        one(saved(pictures[0], format, save_all=True, append_images=pictures[1:]))
 
 
 @pytest.mark.parametrize(("format", "options"), [("WEBP", {"lossless": True}), ("PNG", {})])

@@ -86,13 +86,15 @@ async def sending(
     clocked = {} if clock is None else {"clock": clock}
     database = await Database.open(data / "jobs.sqlite")
     webhooks = Webhooks(config, delay=delay, **clocked)
-    await webhooks.start(database)
-    running = asyncio.create_task(webhooks.run())
     try:
-        yield Sender(webhooks, database)
+        await webhooks.start(database)
+        running = asyncio.create_task(webhooks.run())
+        try:
+            yield Sender(webhooks, database)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
         await database.close()
 
 
@@ -287,6 +289,7 @@ async def test_what_is_registered_over_http_reaches_no_private_network(
         ("/relative", "https://"),
         ("https://user:word@a.example", "credentials"),
         ("https://a.example:8080/x", "port is 8080"),
+        ("https://a.example:65536/x", "no port 65536"),
         ("http://127.0.0.1/x", "not public"),
         ("http://[::1]/x", "not public"),
         ("http://[::ffff:10.0.0.1]/x", "not public"),
@@ -305,6 +308,13 @@ async def test_a_url_that_can_never_be_reached_is_refused(
         fine = await sender.webhooks.create("x", "https://a.example/x", ["video.failed"])
         with pytest.raises(InvalidRequest, match=words):
             await sender.webhooks.change(fine.id, url=url)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://\x00", "http://a:65536", "http://me:word@a"])
+async def test_a_configured_url_is_checked_at_the_start(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="--webhook-url"):
+        async with sending(tmp_path, webhook_url=[url], webhook_secret=SECRET):
+            pass
 
 
 def test_waits_grow_to_hours_and_differ() -> None:

@@ -95,3 +95,44 @@ def test_input_pictures_without_a_job_are_swept(content: ContentStore) -> None:
         "image_2",
         "image_2/0.png",
     ]
+
+
+def test_a_file_of_another_job_is_adopted(
+    content: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content.prepare("a")
+    source = content.place("a", 0, "mp4")
+    source.write_bytes(b"clip")
+    content.adopt({"b/clip.raw": source})
+    assert content.located("b/clip.raw").samefile(source)
+
+    def without_links(source: Path, path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.link", without_links)
+        content.adopt({"c/clip.raw": source})
+    content.delete("a")
+    for name in ("b/clip.raw", "c/clip.raw"):
+        assert content.located(name).read_bytes() == b"clip"
+    with pytest.raises(NotFound) as caught:
+        content.adopt({"d/clip.raw": source})
+    assert caught.value.code == "content_gone"
+
+
+def test_small_pictures_of_a_finished_job_are_retained(
+    content: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safelight.store.content.MAX_RETAINED", 4)
+    for job in ("a", "b"):
+        names = [f"{job}/input-0.raw", f"{job}/input-1.raw"]
+        content.keep({names[0]: b"123", names[1]: b"4" if job == "a" else b"45"})
+        assert content.retained(names[0]) == b"123"  # its job may just be ending
+        content.retain(names)
+        content.forget(names)
+    content.sweep(())
+    assert content.retained("a/input-0.raw") == b"123"
+    assert content.retained("a/input-1.raw") == b"4"
+    for name in ("b/input-0.raw", "b/input-1.raw"):
+        with pytest.raises(NotFound):
+            content.retained(name)

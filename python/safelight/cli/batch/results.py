@@ -119,4 +119,7 @@ class Results:
                 raise
 
     def close(self) -> None:
+        """Nothing is left of a batch that never began."""
+        if self._file.seek(0, os.SEEK_END) == 0:
+            self.path.unlink()
         self._file.close()

@@ -120,7 +120,8 @@ def _no_characters() -> InvalidRequest:
 
 def _source(body: Body) -> Source:
     """Taken out of the body. Raises `InvalidRequest`."""
-    if body.files.pop("video", None) is not None:
+    # An empty one is how users of OpenAI's SDK for Python, which demands a file, can name an id.
+    if any(body.files.pop("video", ())):
         raise InvalidRequest(
             "'video' is an upload; this server works on videos of its own: name a finished one as "
             '{"id": "video_…"}. To begin with a picture of yours, create a video with '
