@@ -33,7 +33,9 @@ docs: $(STAMP)
 	cd test && ../$(BIN)/python -m tools.state_diagram --write
 	cd test && ../$(BIN)/python -m tools.config_reference --write
 	cd test && ../$(BIN)/python -m tools.module_list --write
+	cd test && ../$(BIN)/python -m tools.foreign_flags --write
 	cd test && ../$(BIN)/python -m tools.model_table --write
+	cd test && ../$(BIN)/python -m tools.coverage --write
 
 # The tables of docs/numerics.md and docs/communication.md; starts rank processes, takes minutes.
 parity: $(STAMP)

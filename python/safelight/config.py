@@ -374,7 +374,11 @@ class ServerConfig(_Section, frozen=True):
     host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one.")] = 30000
     api_key: Annotated[
-        str | None, Meta(description="When set, every /v1 request must carry it as a bearer token.")
+        str | None,
+        Meta(
+            description="When set, every request but those for health and documentation must carry "
+            "it as a bearer token."
+        ),
     ] = None
     max_body_bytes: Annotated[
         int, Meta(ge=1024, le=2**34, description="Largest request body accepted.")

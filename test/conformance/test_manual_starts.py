@@ -175,7 +175,7 @@ def test_examples_for_other_programs(key: str) -> None:
 REAL = {
     "SGLang Diffusion API": ("sglang-api/serve", "/models"),
     "diffgentor": ("diffgentor/serve-concurrent", "/v1/models"),
-    "FLUX API": ("flux-api/testing-multi-gpu", "/model-status"),
+    "FLUX API": ("flux-api/start-python", "/model-status"),
     "cache-dit serving": ("cache-dit/serve-lora", "/get_model_info"),
 }
 """An example of a manual, and what its reader would ask first."""

@@ -88,7 +88,7 @@ def test_create_and_poll(finished: Any) -> None:
 @pytest.mark.parametrize("size", ["720x1280", "1280x720", "1024x1792", "1792x1024"])
 def test_create_takes_every_size_and_length_of_the_sdk(strict: OpenAI, size: Any) -> None:
     for seconds in ("4", "8", "12"):
-        video = strict.videos.create(prompt="a red circle", size=size, seconds=seconds)  # type: ignore[arg-type]
+        video = strict.videos.create(prompt="a red circle", size=size, seconds=cast(Any, seconds))
         assert (video.size, video.seconds) == (size, seconds)
         strict.videos.delete(video.id)
 
@@ -99,7 +99,7 @@ def test_create_with_a_first_picture(
 ) -> None:
     (tmp_path / "first.png").write_bytes(picture())
     url = "data:image/png;base64," + base64.b64encode(picture()).decode()
-    options: dict[str, Any] = {
+    shapes: dict[str, dict[str, Any]] = {
         "bytes": {"input_reference": picture()},
         "named": {"input_reference": ("first.png", picture(), "image/png")},
         "path": {"input_reference": tmp_path / "first.png"},
@@ -108,8 +108,8 @@ def test_create_with_a_first_picture(
             "extra_body": {"input_reference": {"image_url": url}},
             "extra_headers": {"Content-Type": "application/json"},
         },
-    }[kind]
-    video = strict.videos.create(prompt="it moves", **options)
+    }
+    video = strict.videos.create(prompt="it moves", **shapes[kind])
     server.call(server.manager.wait(video.id))
     spec = next(spec for spec in server.peer.specs if spec.id == f"{video.id}.0")
     assert [one.size for one in spec.inputs.images] == [(720, 1280)]
@@ -175,7 +175,9 @@ def test_what_is_refused_is_a_bad_request(strict: OpenAI, finished: Any) -> None
     upload = ("clip.mp4", b"\0\0\0\x18ftypmp42", "video/mp4")
     calls: dict[str, Any] = {
         "video": lambda: strict.videos.edit(prompt="x", video=upload),
-        "seconds": lambda: strict.videos.extend(prompt="x", seconds="20", **named(finished.id)),
+        "seconds": lambda: strict.videos.extend(
+            prompt="x", seconds=cast(Any, "20"), **named(finished.id)
+        ),
         "variant": lambda: strict.videos.download_content(finished.id, variant=cast(Any, "poster")),
     }
     for param, call in calls.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -20,9 +21,11 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from fakes.cases import Case, Checkpoints
+from fakes import parity
+from fakes.cases import Case, Checkpoints, Stepper
+from fakes.parity import Settings, one_thread
 from fakes.pipelines import CASES
-from safelight.request import Adapter
+from safelight.request import Adapter, SampleSpec
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "proj_out", "ff.net.0.proj"]
 """Attention of most transformers, of CLIP, and what gathers a sequence that ranks share."""
@@ -161,3 +164,21 @@ class Files:
 
     def adapter(self, case: Case, letter: str, scale: float = 1.0) -> Adapter:
         return adapter(self.of(case, letter), scale)
+
+
+def difference(made: np.ndarray, expected: np.ndarray) -> float:
+    """The largest; of the largest value, where that is above 1."""
+    return float(np.abs(made - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+@one_thread()
+@torch.inference_mode()
+def in_turns(rank: int, settings: Settings, specs: Sequence[SampleSpec]) -> list[np.ndarray]:
+    """Last latents of samples that take turns step by step; work for a rank of a pool."""
+    stepper = Stepper(*parity._loaded(settings))
+    stepper.begin(*specs)
+    while waiting := [spec.id for spec in specs if stepper.left(spec.id)]:
+        for name in waiting:
+            stepper.step(name)
+    sessions = [stepper.executor._sessions[spec.id] for spec in specs]
+    return [session.latents.float().numpy().copy() for session in sessions]

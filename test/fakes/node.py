@@ -52,6 +52,12 @@ def _install(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
+def beside_packages(script: Path, name: str, directory: Path) -> Path:
+    """A script of `clients/` copied to where it finds the packages of `clients/<name>`."""
+    (directory / "node_modules").symlink_to(packages(name) / "node_modules")
+    return Path(shutil.copy(script, directory))
+
+
 def javascript(text: str, directory: Path) -> Path:
     """TypeScript as a module in `directory` that finds the packages; its path."""
     there = packages("node")

@@ -50,7 +50,7 @@ reader's own files (`test/conformance/manuals/substitutions.yaml`). A name witho
 that is not there, fails `test/conformance/test_coverage.py`. Paths are below `test/`.
 
 Sizes and steps of the HTTP examples are as printed, so their servers write files without computing
-them; the real engine's own are in `test/conformance/test_openai_python.py` and `test/process/`.
+them; some run once more against the built-in model, with its sizes.
 Where a manual's indentation was lost in print, it was given back."""
 
 

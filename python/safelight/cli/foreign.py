@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from safelight import config
 from safelight.errors import ConfigError
 from safelight.fields import Field, declared, flag, variable
 from safelight.models import plugins
@@ -199,15 +198,3 @@ def variable_hint(name: str, known: Mapping[str, Field]) -> str | None:
     if f"SAFELIGHT_{rest}" in ours:
         return f"{name} is not read here: set SAFELIGHT_{rest}."
     return f"{name} is not read here, unless by a plug-in."
-
-
-def table() -> list[tuple[str, str]]:
-    """Every name of other systems and what it is here, for the documentation."""
-    named = [
-        (flag(alias), f"`{field.flag}`")
-        for field in config.engine_fields().values()
-        for alias in field.aliases
-    ]
-    meant = [(field.flag, field.help) for field in declared(Foreign)]
-    refused = [(flag(name), f"refused: {one.instead}.") for name, one in REFUSED.items()]
-    return [*named, *meant, *refused]

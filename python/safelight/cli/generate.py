@@ -17,7 +17,7 @@ from msgspec import Meta
 from safelight.cli import naming
 from safelight.config import EngineConfig
 from safelight.errors import ConfigError, JobCancelled, JobError
-from safelight.request import DEFAULT_PRESET, PRESETS, MediaFormat, Output, Preset
+from safelight.request import DEFAULT_PRESET, PRESETS, Adapter, MediaFormat, Output, Preset
 
 if TYPE_CHECKING:
     from safelight.engine import Engine, Job
@@ -87,8 +87,8 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     lora: Annotated[
         list[str],
         Meta(
-            description="Adapter of --lora-dir or --lora-path, as NAME or NAME:SCALE; repeat it. By "
-            "default that of --lora-path."
+            description="Adapter of --lora-dir or --lora-path, as NAME or NAME:SCALE; repeat it. "
+            "By default that of --lora-path."
         ),
     ] = []
     save_output: Annotated[
@@ -173,14 +173,14 @@ def plan(config: EngineConfig, sampling: Mapping[str, Any], options: GenerateOpt
             format=format,
             compression=options.output_compression,
             priority=options.priority,
-            adapters=_adapters(config, options),
+            adapters=adapters_of(config, options),
         )
     format = request.format
     paths = naming.destinations(Path(options.output_path), name, format, prompts, options.n)
     return Work(prompts, values, format, options, card.name, paths)
 
 
-def _adapters(config: EngineConfig, options: GenerateOptions) -> Sequence[Adapter]:
+def adapters_of(config: EngineConfig, options: GenerateOptions) -> Sequence[Adapter]:
     """What `--lora` names. Raises `ConfigError` for what the engine will not have."""
     from safelight.manager.adapter_files import names_at_start
     from safelight.manager.wanted import IN_FORCE, wanted

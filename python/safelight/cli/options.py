@@ -30,12 +30,13 @@ Layer = Mapping[str, Any]
 Label = Callable[[Field], str]
 
 _METAVARS: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: ""}
-_ALIASES = {
+SHORT = {
     "num_inference_steps": ("--steps",),
     "output_path": ("-o",),
     "prompt": ("-p",),
     "gpu_ids": ("-g",),
 }
+"""Flags beside those that are declared."""
 _DEFAULT = "serve_"
 _CONFIG = Annotated[
     str | None,
@@ -140,7 +141,7 @@ def command(
 
 def _annotation(field: Field, panel: Panel) -> Any:
     """Numbers stay text here: `resolve_config` reads every source with the same errors."""
-    flags = [field.flag, *map(flag, field.aliases), *_ALIASES.get(field.name, ())]
+    flags = [field.flag, *map(flag, field.aliases), *SHORT.get(field.name, ())]
     hint: Any = str | None
     metavar: str | None = metavar_of(field.type)
     if _plain(field.type) is bool:

@@ -23,10 +23,12 @@ async def require_key(
     if key is None:
         _refuse_other_sites(request)
         return
-    if given is None:
+    # Azure's clients have a header of their own.
+    token = request.headers.get("api-key") if given is None else given.credentials
+    if token is None:
         raise Unauthorized("No API key was given: send 'Authorization: Bearer <key>'.")
     # Headers are decoded as Latin-1; clients write a key as UTF-8.
-    if not hmac.compare_digest(given.credentials.encode("latin-1"), key.encode()):
+    if not hmac.compare_digest(token.encode("latin-1"), key.encode()):
         raise Unauthorized("Incorrect API key provided.")
 
 

@@ -27,9 +27,9 @@ MAX_FIELDS = 1000
 MAX_FILES = 32
 MAX_FIELD = 24 * 2**20
 """Bytes of one field of a multipart form: OpenAI takes data URLs of 20,971,520 characters."""
-MAX_VALUES = 10**9
+MAX_VALUES = 100_000
 """Values in a JSON body. A few bytes of it are a hundred in memory, and are read all at once."""
-IN_MEMORY = 10**9
+IN_MEMORY = 2**20
 """Bytes of a body that are handled in the event loop, and kept out of files."""
 
 LIFTED = (

@@ -21,7 +21,7 @@ from safelight.manager.building import build_request, output_of
 from safelight.manager.events import JobView
 from safelight.manager.media import Media
 from safelight.models.card import frame_count
-from safelight.request import GenerationRequest, Output
+from safelight.request import GenerationRequest, ImageFormat, Output
 
 router = APIRouter(tags=["native"], responses=schema.ERRORS)
 
@@ -66,7 +66,7 @@ def native_request(
             strict=body.strict,
             media=media,
             seeds=own.seed if isinstance(own.seed, list) else (),
-            format=None if own.output_format in (None, "base64", "path") else own.output_format,
+            format=_format(own),
             n=_count(own),
             max_outputs=max_outputs,
             priority=own.priority,
@@ -87,6 +87,14 @@ def _wanted(sampling: dict[str, Any]) -> Output | None:
     """What a number of frames asks for, of a server with several models."""
     frames = frame_count(sampling.get("num_frames"))
     return None if frames is None else "image" if frames == 1 else "video"
+
+
+def _format(own: GenerateBody) -> ImageFormat | None:
+    match own.output_format:
+        case "png" | "jpeg" | "webp" as format:
+            return format
+        case _:
+            return None
 
 
 def _count(own: GenerateBody) -> int:

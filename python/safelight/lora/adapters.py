@@ -33,9 +33,7 @@ class Adapters:
         self._loader = loader_of(pipeline)
         names = () if self._loader is None else self._loader._lora_loadable_modules
         parts = {name: pipeline.components.get(name) for name in names}
-        self._parts = {
-            name: Layers(name, part) for name, part in parts.items() if part is not None
-        }
+        self._parts = {name: Layers(name, part) for name, part in parts.items() if part is not None}
         self._loaded: dict[tuple[str, str], dict[str, int]] = {}
         """Layers by component, of what was loaded: by digest and how it was loaded."""
 

@@ -35,8 +35,8 @@ LOADING_ERRORS = (
 _LAYER = re.compile(r"^(?P<part>[^.]+)\.(?P<layer>.+?)[._](?:lora|dora)[._]")
 _WEIGHTS = re.compile(r"lora|dora_scale|alpha")
 _SHAPES = re.compile(
-    r"size mismatch for (?P<key>\S+): copying a param with shape torch\.Size\(\[(?P<found>[\d, ]*)\]"
-    r"\).*?current model is torch\.Size\(\[(?P<expected>[\d, ]*)\]\)"
+    r"size mismatch for (?P<key>\S+): copying a param with shape torch\.Size\(\[(?P<found>[\d, ]*)"
+    r"\]\).*?current model is torch\.Size\(\[(?P<expected>[\d, ]*)\]\)"
 )
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -141,7 +141,10 @@ def _why(adapter: Adapter, failure: Exception) -> str:
     if found := _SHAPES.search(str(failure)):
         key = found["key"].replace(f".{adapter.digest}", "")
         shape, expected = (found[part].replace(", ", " × ") for part in ("found", "expected"))
-        return f"has {key} of shape {shape}, and the model takes {expected}: it was made for another model."
+        return (
+            f"has {key} of shape {shape}, and the model takes {expected}: it was made for another "
+            "model."
+        )
     return f"does not fit this model ({_line(failure):.300}): it was made for another one."
 
 

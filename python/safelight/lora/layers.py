@@ -209,14 +209,14 @@ class Layers:
         """The layers that now have adapters for the first time."""
         known = {layer.tuner for layer in self._layers}
         added = []
-        for path, tuner in self.component.named_modules():
-            if isinstance(tuner, BaseTunerLayer) and tuner not in known:
+        for path, module in self.component.named_modules():
+            if isinstance(module, BaseTunerLayer) and module not in known:
+                tuner: Any = module
                 above, _, attribute = path.rpartition(".")
                 parent, base = self.component.get_submodule(above), tuner.get_base_layer()
                 if before.get(parent, {}).get(attribute) is not base:
                     raise ValueError(f"it would replace {path}")
                 tuner.eval()  # it may have dropout
-                diffusers_compat.hand_over(base, tuner)
                 added.append(Layer(path, parent, attribute, base, tuner, placed=True))
         return added
 

@@ -111,6 +111,8 @@ def parameters(request: GenerationRequest, index: int) -> dict[str, str]:
     """What made the picture, for its text chunks: enough to make it again."""
     sampling = msgspec.structs.replace(request.sampling, seed=request.seed_of(index))
     values = {"prompt": request.prompt, "model": request.model} | msgspec.structs.asdict(sampling)
+    if request.adapters:
+        values["lora"] = ", ".join(f"{a.name}:{a.scale:g} ({a.target})" for a in request.adapters)
     known = {name: str(value) for name, value in values.items() if value is not None}
     return {"Software": f"Safelight {__version__}"} | known
 

@@ -31,10 +31,10 @@ MAGIC = {
 """Format -> bytes, and where they stand (RFC 2083, ITU T.81, Google's WebP container)."""
 
 MAX_SIDE = 16_384  # pixels
-MAX_SCANS = 10**9
+MAX_SCANS = 256
 """Of a JPEG: encoders write about ten. Every one is a pass over the whole picture, and a file of a
 few bytes a scan would take hours. Of an animation, of which only the first is taken: its frames."""
-MAX_SEGMENTS = 10**9
+MAX_SEGMENTS = 4096  # of a JPEG
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
 """In a JPEG, what is not data, a restart or filling (ITU T.81, B.1.1)."""

@@ -107,7 +107,7 @@ def hand_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
     """
     if "_diffusers_hook" not in vars(old):
         return
-    registry: HookRegistry = old._diffusers_hook  # type: ignore[assignment]
+    registry = HookRegistry.check_if_exists_or_initialize(old)
     kinds = (hooks.ContextParallelSplitHook, hooks.ContextParallelGatherHook)
     for name, hook in list(registry.hooks.items()):
         if isinstance(hook, kinds):

@@ -27,7 +27,7 @@ ENVELOPE = {"message", "type", "param", "code"}
         ("GET", "/v1/nowhere", 404, "not_found"),
         ("GET", "/v1/videos/", 404, "not_found"),
         ("PUT", "/v1/videos", 405, "method_not_allowed"),
-        ("GET", "/v1/images/generations", 405, "method_not_allowed"),
+        ("PUT", "/v1/images/generations", 405, "method_not_allowed"),
         ("GET", "/v1/videos/video_nobody", 404, "not_found"),
         ("GET", "/v1/images/image_nobody/content", 404, "not_found"),
         ("GET", "/v1/models/nobody", 404, "model_not_found"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -168,6 +170,22 @@ def test_a_body_that_is_no_object_is_refused(client: httpx2.Client, content: byt
     answer = client.post(URL, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_client_that_leaves_in_the_middle_is_no_bug(
+    client: httpx2.Client, shared: stack.Stack, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = urlsplit(shared.base_url)
+    head = f"POST {URL} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\ncontent-type: {kind}\r\n\r\n"
+    with socket.create_connection((str(address.hostname), address.port or 0)) as connection:
+        connection.sendall(head.encode() + b"{")
+    with socket.create_connection((str(address.hostname), address.port or 0)) as connection:
+        connection.sendall(head.encode() + b"{")
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1000)
+    assert client.get("/health").status_code == 200
+    assert "by a bug" not in "".join(capsys.readouterr())
 
 
 def test_curl_calls_json_a_form(client: httpx2.Client) -> None:

@@ -378,7 +378,7 @@ def test_a_mask_is_fetched_and_so_is_a_videos_picture(fetcher: httpx2.Client, si
         # Their sum counts.
         (["{}/a.png"] * (5000 // len(PICTURE) + 1), "larger than"),
         (["http://127.0.0.1:1/a.png"], "the connection failed"),
-        (["http://[x/a.png"], "cannot be read"),
+        (["http://0177.0.0.1/a.png"], "cannot be read"),
     ],
 )
 def test_what_cannot_be_fetched(

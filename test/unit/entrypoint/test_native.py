@@ -102,6 +102,23 @@ def test_wrong_fields_are_named(
     assert words in failure["message"]
 
 
+def test_pictures_make_it_an_edit(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, "PNG")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    card = msgspec.structs.replace(CARD, tasks=("text-to-video", "image-to-image"), max_images=2)
+    with (
+        stack.running(tmp_path, card=card) as running,
+        httpx2.Client(base_url=running.base_url, timeout=30) as client,
+    ):
+        asked = PROMPT | {"image_urls": [f"data:image/png;base64,{picture}", picture]}
+        answer = client.post("/generate", json=asked)
+        assert len(answer.json()["images"]) == 1, answer.text
+        (spec,) = running.peer.specs
+    assert spec.task == "image-to-image"
+    assert [image.size for image in spec.inputs.images] == [(8, 6), (8, 6)]
+
+
 def test_a_client_that_leaves_cancels_the_job(manual: stack.Stack) -> None:
     address = urlsplit(manual.base_url)
     body = b'{"prompt": "a cat", "num_frames": 1}'

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 
 from fakes import clips, stack
 from safelight.request import State
+from safelight.wire import messages as m
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +179,27 @@ def test_sync_answers_with_the_file(filming: stack.Stack, client: httpx2.Client)
     assert client.get(f"/v1/videos/{job}/content").content == answer.content
     two = client.post("/v1/videos/sync", json={"prompt": "a red circle", "n": 2})
     assert error(two, 400)["param"] == "n"
+
+
+def test_a_client_that_leaves_cancels_its_sync_job(manual: stack.Stack) -> None:
+    address = urlsplit(manual.base_url)
+    body = b'{"prompt": "a red circle"}'
+    head = f"POST /v1/videos/sync HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    head += "content-type: application/json\r\n\r\n"
+    assert address.hostname and address.port
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + body)
+        (spec,) = manual.call(manual.peer.submitted())
+    assert manual.call(manual.peer.next(m.Cancel)).samples == (spec.id,)
+
+
+def test_a_sync_job_that_fails_is_an_error_that_is_not_sent_again(
+    manual: stack.Stack, slow: httpx2.Client
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(slow.post, "/v1/videos/sync", json={"prompt": "a red circle"})
+        (spec,) = manual.call(manual.peer.submitted())
+        manual.call(manual.peer.fail(spec, "oom", "No memory."))
+        answer = waiting.result(20)
+    assert error(answer, 500)["code"] == "oom"
+    assert answer.headers["x-should-retry"] == "false"

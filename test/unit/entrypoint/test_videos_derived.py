@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fakes import clips, probe, stack
 from fakes.engine_peer import CARD
+from safelight.output import clips as read
 from safelight.request import SampleSpec
 from safelight.store import content as content_store
 from safelight.wire import messages as m
@@ -235,6 +237,10 @@ def test_it_begins_with_the_last_frame_of_the_chosen_output(
     body = {"prompt": "on", "video": {"id": source["id"], "index": 1}}
     extended = post(filming, client, "/extensions", json=body)
     assert extended["seed"] == 2
+    view = filming.call(filming.manager.job(source["id"]))
+    pixels = read.frame(Path(view.outputs[1].path), 8, (64, 64))
+    (given,) = spec_of(filming, extended).inputs.images
+    assert given.digest == hashlib.sha256(pixels).hexdigest()
     last = frames(filming, source, 1)[-1].astype(int)
     assert np.abs(frames(filming, extended)[8] - last).mean() < 2
     other = client.post(

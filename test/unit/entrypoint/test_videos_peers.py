@@ -118,12 +118,13 @@ def test_a_benchmark_program_finds_the_server(client: httpx2.Client) -> None:
 )
 def test_nested_objects_count_as_if_they_stood_beside(client: httpx2.Client, name: str) -> None:
     inner = {"num_frames": 5, "seed": 9}
-    for request in (
+    requests: tuple[dict[str, Any], ...] = (
         {"json": {"prompt": "x", name: inner}},
         {"data": {"prompt": "x", name: json.dumps(inner)}},
         {"files": {"prompt": (None, "x"), f"{name}[num_frames]": (None, "5"),
                    f"{name}[seed]": (None, "9")}},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for request in requests:
         video = made(client, **request)
         assert (video["num_frames"], video["seed"]) == (5, 9)
         assert "warnings" not in video
@@ -143,7 +144,7 @@ def test_the_first_picture_comes_in_every_shape(
     mover: stack.Stack, client: httpx2.Client, shape: str
 ) -> None:
     text = {"prompt": "it moves", "size": "64x64"}
-    request: dict[str, Any] = {
+    shapes: dict[str, dict[str, Any]] = {
         "file": {"data": text, "files": {"input_reference": ("upload", picture())}},
         "object": {"json": {**text, "input_reference": {"image_url": as_url()}}},
         "brackets": {
@@ -154,8 +155,8 @@ def test_the_first_picture_comes_in_every_shape(
         },
         "data url": {"json": {**text, "input_reference": as_url()}},
         "reference_url": {"json": {**text, "reference_url": as_url()}},
-    }[shape]
-    video = made(client, **request)
+    }
+    video = made(client, **shapes[shape])
     spec = spec_of(mover, video)
     assert spec.task == "image-to-video"
     assert [one.size for one in spec.inputs.images] == [(64, 64)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fakes import cases
 from fakes import lora as fakes
-from fakes.cases import Case, Checkpoints, Stepper
+from fakes.cases import Checkpoints, Stepper
 from fakes.lora import Files
 from safelight.errors import GenerationFailed
 from safelight.lora.adapters import Adapters
@@ -24,9 +25,7 @@ from safelight.parallel.mesh import Mesh
 from safelight.request import Adapter
 
 CASE = {case.name: case for case in fakes.cases()}
-WAN, A14B, FLUX, SDXL = (
-    CASE[name] for name in ("Wan 2.1", "Wan 2.2 A14B", "FLUX.1 dev", "SDXL")
-)
+WAN, A14B, FLUX, SDXL = (CASE[name] for name in ("Wan 2.1", "Wan 2.2 A14B", "FLUX.1 dev", "SDXL"))
 Bits = dict[str, torch.Tensor]
 
 
@@ -140,7 +139,10 @@ def test_targets_are_components(checkpoints: Checkpoints, loras: Files) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("critic", "is meant for critic, which .* cannot change. Its targets are: all, transformer"),
+        (
+            "critic",
+            "is meant for critic, which .* cannot change. Its targets are: all, transformer",
+        ),
         ("text_encoder", "has no weights for text_encoder, but for transformer"),
     ],
 )
@@ -203,9 +205,7 @@ def test_merged_or_not_is_one_picture(wan: Any, a: Adapter) -> None:
     assert torch.allclose(forward(wan), apart, atol=1e-5)
 
 
-def test_samples_take_turns_with_a_merged_one(
-    checkpoints: Checkpoints, loras: Files
-) -> None:
+def test_samples_take_turns_with_a_merged_one(checkpoints: Checkpoints, loras: Files) -> None:
     """Each gets what it would get alone, to the bit."""
     where = checkpoints.of(WAN)
     a, b = loras.adapter(WAN, "a"), loras.adapter(WAN, "b")
@@ -235,7 +235,7 @@ def test_samples_take_turns_with_a_merged_one(
 def test_quantized_weights_are_not_merged(checkpoints: Checkpoints, loras: Files) -> None:
     family = cases.loaded(checkpoints.of(WAN), (("quantization", "fp8-storage"),))
     made = forward(family)
-    with pytest.raises(GenerationFailed, match="cannot be merged into transformer.*quantized"):
+    with pytest.raises(GenerationFailed, match=r"cannot be merged into transformer.*quantized"):
         family.lora.wear([loras.adapter(WAN, "a")], merged=True)
     assert torch.equal(forward(family), made)
     family.lora.wear([loras.adapter(WAN, "a")])
@@ -245,7 +245,7 @@ def test_quantized_weights_are_not_merged(checkpoints: Checkpoints, loras: Files
     assert {w.dtype for name, w in weights.items() if "lora_" in name} == {torch.float32}
 
 
-# ----------------------------------------------------------------------------- files that do not fit
+# ---------------------------------------------------------------------------- files that do not fit
 
 
 def broken() -> Iterator[Any]:
@@ -354,16 +354,17 @@ def test_weights_that_would_replace_the_models_are_refused(
     key = "transformer.transformer_blocks.0.attn.norm_q.weight"
     path = fakes.changed(good, tmp_path / "control.safetensors", {key: torch.ones(16)})
     before = bits(family.pipeline)
-    with pytest.raises(GenerationFailed, match="replaces weights of the model .*norm_q"):
+    with pytest.raises(GenerationFailed, match=r"replaces weights of the model .*norm_q"):
         family.lora.load(fakes.adapter(path))
     assert same(bits(family.pipeline), before)
 
 
 def test_a_pipeline_without_a_loader_takes_none(a: Adapter) -> None:
+    @dataclass
     class Bare:
-        components: dict[str, Any] = {}
+        components: dict[str, Any]
 
-    adapters = Adapters(Bare())
+    adapters = Adapters(Bare({}))
     adapters.wear([])
     with pytest.raises(GenerationFailed, match="Bare takes no adapters"):
         adapters.load(a)

@@ -11,7 +11,7 @@ import torch
 
 from fakes import cases
 from fakes.cases import Case, Checkpoints, Stepper
-from fakes.lora import Files, upstream
+from fakes.lora import Files, difference, upstream
 from fakes.lora import cases as lora_cases
 from safelight.parallel.mesh import Mesh
 from safelight.request import Adapter, SampleSpec
@@ -42,10 +42,6 @@ def alone(case: Case, where: Any, one: SampleSpec) -> np.ndarray:
     stepper.begin(one)
     stepper.step(one.id, count=stepper.left(one.id))
     return latents(stepper, one.id)
-
-
-def difference(made: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(made - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -80,8 +76,14 @@ def test_in_mixed_company_each_has_its_own(
     specs = {
         name: spec(case, where, name, adapters, seed=seed, num_inference_steps=steps + more)
         for seed, (name, adapters, more) in enumerate(
-            [("a", (a,), 0), ("mate", (a,), 1), ("b", (b,), 1), ("both", (a, b), 0)]
-            + [("none", (), 0), ("weak", (weak,), 2)]
+            (
+                ("a", (a,), 0),
+                ("mate", (a,), 1),
+                ("b", (b,), 1),
+                ("both", (a, b), 0),
+                ("none", (), 0),
+                ("weak", (weak,), 2),
+            )
         )
     }
     stepper = Stepper(cases.loaded(where), Mesh.single(cases.CPU))
@@ -107,9 +109,6 @@ def test_in_mixed_company_each_has_its_own(
                 turn(*group)
         if "b" not in last:
             turn("b")
-    worst = max(
-        difference(last[name], alone(case, where, one)) for name, one in specs.items()
-    )
+    worst = max(difference(last[name], alone(case, where, one)) for name, one in specs.items())
     record_property("worst", worst)
-    print(case.name, "worst", worst)
     assert worst <= LARGEST

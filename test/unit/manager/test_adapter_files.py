@@ -11,8 +11,9 @@ import pytest
 
 from fakes.adapters import adapter, header
 from fakes.hub import serving
+from safelight import config
 from safelight.config import LoraConfig
-from safelight.errors import InvalidRequest
+from safelight.errors import ConfigError, InvalidRequest
 from safelight.manager import adapter_files
 
 
@@ -93,6 +94,13 @@ def test_names_that_nobody_gave(tmp_path: Path) -> None:
     assert adapter_files.name_of("org/name", "fast.safetensors") == "fast"
     settings = LoraConfig(lora_dir=str(tmp_path), lora_path="org/name")
     assert adapter_files.names_at_start(settings) == {"style", "org/name"}
+
+
+@pytest.mark.parametrize("name", ["lora_name", "lora_nickname"])
+def test_more_about_no_adapter_is_a_mistake(name: str) -> None:
+    with pytest.raises(ConfigError, match="says more about --lora-path") as failure:
+        config.build({name: "x.safetensors"})
+    assert failure.value.param == name
 
 
 SCRIPT = """

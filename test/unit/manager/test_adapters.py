@@ -103,6 +103,7 @@ class TestInForce:
         (spec,) = await lab.peer.submitted()
         assert digest(Path(spec.adapters[0].path)) == spec.adapters[0].digest
         assert spec.merged
+        assert spec.delivery.parameters["lora"] == "style:1 (all)"
 
     async def test_all_ranks_have_it_before_it_is_set(self, lab: Any, style: Path) -> None:
         lab.peer.tries = False
@@ -172,17 +173,9 @@ class TestMerging:
         assert (used(on), on.merged) == ([("style", 0.5, "all")], True)
         assert used(stronger) == [("style", 0.8, "all")]
 
-    async def test_a_target_is_put_in_force_alone_after_an_unmerge(
-        self, lab: Any, style: Path
-    ) -> None:
-        manager = await lab.manager()
-        await manager.adapters.put(NAME, [asked("style", style)])
-        await manager.adapters.unmerge(NAME)
-        await manager.adapters.merge(NAME, "transformer", 0.4)
-        assert used(await accepted(manager, "video_1")) == [("style", 0.4, "transformer")]
-
-    async def test_a_target_changes_its_part_and_leaves_the_rest_in_force(
-        self, lab: Any, style: Path
+    @pytest.mark.parametrize("unmerged", [True, False])
+    async def test_a_target_changes_its_part_and_leaves_the_rest_as_it_was(
+        self, lab: Any, style: Path, unmerged: bool
     ) -> None:
         manager = await lab.manager()
         lab.peer.tries = False
@@ -191,11 +184,12 @@ class TestMerging:
         layers = {"transformer": 4, "text_encoder": 2}
         await lab.peer.say(m.AdaptersLoaded(ticket=ticket, layers=layers))
         await setting
+        if unmerged:
+            await manager.adapters.unmerge(NAME)
         await manager.adapters.merge(NAME, "transformer", 0.4)
-        assert used(await accepted(manager, "video_1")) == [
-            ("style", 0.4, "transformer"),
-            ("style", 1.0, "text_encoder"),
-        ]
+        rest = [] if unmerged else [("style", 1.0, "text_encoder")]
+        found = used(await accepted(manager, "video_1"))
+        assert found == [("style", 0.4, "transformer"), *rest]
 
     async def test_nothing_to_merge_is_said(self, lab: Any) -> None:
         manager = await lab.manager()

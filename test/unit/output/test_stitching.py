@@ -82,6 +82,23 @@ def test_sound_stays_with_its_frames(
             assert abs(pitch(part, rate) - hz) < 3
 
 
+def test_the_sound_of_the_dropped_frame_is_dropped(tmp_path: Path) -> None:
+    first, both = tmp_path / "first.mp4", tmp_path / "both.mp4"
+    whole = clip(23, 32, 32)
+    encode(whole[:8], first)
+    samples = np.zeros((16 * 3000, 2), np.float32)
+    samples[:3000] = tone(1 / 8)  # while its first frame is shown
+    with (
+        in_memory(whole[7:]) as memory,
+        open_frames(memory, (16, 32, 32, 3)) as frames,
+        sounding(samples) as message,
+        open_sound(message) as sound,
+    ):
+        after = Clip(path=str(first), num_frames=8)
+        video.Encoder().encode(frames, both, fps=8, sound=sound, after=after)
+    assert level(heard(both)[:, 0]) < 0.01
+
+
 def test_a_clip_that_is_gone_is_a_clear_failure(tmp_path: Path) -> None:
     with pytest.raises(GenerationFailed) as caught:
         encode(clip(3, 32, 32), tmp_path / "x.mp4", after=Clip(path="/nowhere.mp4", num_frames=2))

@@ -478,3 +478,21 @@ def test_nobody_starves_under_overload(rate: float, steps: int, priority: int) -
     horizon = (own + priority * 1.0 + 0.1) / AGEING
     world.run(until=1.5 * max(1.0, rate) * horizon)
     assert world.ended.get("long.0") == "completed"
+
+
+def test_a_flush_is_executed_behind_what_was_sent_and_before_what_comes() -> None:
+    world = World.create()
+    world.submit(spec("a.0", steps=4))
+    world.run_until(lambda: world.units["a.0"] >= 2)
+    for _ in range(3):  # those that wait for the ranks are one
+        world.send(m.FlushCaches())
+    world.submit(spec("b.0", steps=2))
+    world.run()
+    assert world.ended == {"a.0": "completed", "b.0": "completed"}
+    flushes = [i for i, plan in enumerate(world.log) if isinstance(plan, m.Drop) and plan.caches]
+    begun = [
+        i
+        for i, plan in enumerate(world.log)
+        if isinstance(plan, m.Encode) and plan.samples[0].id == "b.0"
+    ]
+    assert len(flushes) == 1 and flushes[0] < begun[0]

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from fakes.simulation import spec
+from safelight.models.prompts import PromptCache
 from safelight.parallel.layout import Layout
 from safelight.parallel.mesh import Mesh
 from safelight.request import SampleSpec
-from safelight.wire.messages import Decode, Encode, Step
+from safelight.wire.messages import Decode, Drop, Encode, Step
 from safelight.worker.executor import Executor
 from safelight.worker.memory import SharedArray
 
@@ -169,3 +170,20 @@ def test_shared_frames_are_readable_by_path_until_closed() -> None:
     shared.close()
     with pytest.raises(FileNotFoundError):
         Path(path).read_bytes()
+
+
+def test_only_a_drop_that_says_so_empties_the_caches() -> None:
+    cache = PromptCache(4)
+    executor = Executor(FakeFamily({}), MESH, lambda spec, frames: None)
+    computed: list[str] = []
+
+    def ask() -> None:
+        cache.get("a cat", lambda: computed.append("a cat"))
+
+    ask()
+    assert executor.execute(Drop(seq=1, release=())) == ()
+    ask()
+    assert len(computed) == 1
+    assert executor.execute(Drop(seq=2, release=(), caches=True)) == ()
+    ask()
+    assert len(computed) == 2

@@ -126,7 +126,7 @@ def test_a_family_is_not_asked_before_anybody_has_adapters() -> None:
 
 
 def test_a_sample_whose_adapter_does_not_fit_fails_alone() -> None:
-    one, family = executor()
+    one, _ = executor()
     samples = (with_adapters("a.0", BAD), with_adapters("b.0"))
     (failure,) = one.execute(Encode(seq=1, release=(), samples=samples))
     assert (failure.sample, failure.code) == ("a.0", "adapter_unfit")
@@ -135,7 +135,7 @@ def test_a_sample_whose_adapter_does_not_fit_fails_alone() -> None:
 
 
 def test_adapters_are_tried_and_counted() -> None:
-    one, family = executor()
+    one, _ = executor()
     failures = one.execute(Adapt(seq=1, release=(), load=(A, BAD, B)))
     assert [(f.sample, f.message) for f in failures] == [(BAD.digest, "It is bad.")]
     assert one.layers == {"transformer": 6, "a": 1, "b": 1}

@@ -11,10 +11,10 @@ from safelight.cli import naming
 from safelight.cli.batch.backend import Made, picture
 from safelight.cli.batch.lines import Item
 from safelight.cli.batch.results import File
-from safelight.cli.generate import compression_of
+from safelight.cli.generate import adapters_of, compression_of
 from safelight.config import EngineConfig
 from safelight.engine import Engine, Job, read_media
-from safelight.errors import RequestError
+from safelight.errors import ConfigError, RequestError
 from safelight.launch.supervisor import OnStarting
 from safelight.manager.building import build_request, choose, output_of
 from safelight.models.registry import load_cards
@@ -35,7 +35,7 @@ class LocalEngine:
         for item in items:
             try:
                 self._request(item)
-            except RequestError as failure:
+            except (RequestError, ConfigError) as failure:
                 wrong.append(f"line {item.number}: {failure.message}")
         return wrong
 
@@ -87,11 +87,12 @@ class LocalEngine:
             format=request.format,
             compression=compression_of(item.options, kind),
             priority=request.priority,
+            lora=item.options.lora or None,
             destinations=[directory / name for name in names],
         )
 
     def _request(self, item: Item) -> GenerationRequest:
-        """Raises `RequestError` if it cannot be made."""
+        """Raises `RequestError` or `ConfigError` if it cannot be made."""
         own = item.options
         mask = None if own.mask_path is None else picture(own.mask_path)
         pictures = [picture(one) for one in own.image_path]
@@ -108,4 +109,5 @@ class LocalEngine:
             max_outputs=self._config.server.max_outputs,
             compression=own.output_compression,
             priority=own.priority,
+            adapters=adapters_of(self._config, own),
         )

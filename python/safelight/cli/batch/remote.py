@@ -191,6 +191,7 @@ def _body(item: Item, kind: Output) -> dict[str, Any]:
         "output_compression": compression_of(own, kind),
         "priority": own.priority or None,
         "round_size": own.round_size or None,
+        "lora": [{"name": one.name, "scale": one.scale} for one in wanted(own.lora)] or None,
     }
     return body | {name: value for name, value in told.items() if value is not None}
 
