@@ -9,6 +9,7 @@ import inspect
 
 from safelight import config
 from safelight.cli import options
+from safelight.cli.batch.command import BatchOptions
 from safelight.cli.generate import GenerateOptions
 from safelight.fields import Field, declared
 from safelight.request import Sampling
@@ -19,8 +20,7 @@ NAME = "configuration.md"
 _INTRODUCTION = """\
 # Configuration
 
-Generated from the declarations in `config.py`, `request.py` and `cli/generate.py` by `make docs`;
-do not edit.
+Generated from the declarations in `config.py`, `request.py` and `cli/` by `make docs`; do not edit.
 
 Every setting has one name and three spellings: a flag (`--max-batch-size`), an environment variable
 (`SAFELIGHT_MAX_BATCH_SIZE`) and a key of the `--config` file, JSON or YAML, with dashes or
@@ -52,6 +52,8 @@ def document() -> str:
     parts.append(reference(declared(Sampling)))
     parts.append("# `generate`\n\nFlags of `generate` only.")
     parts.append(reference(declared(GenerateOptions)))
+    parts.append("# `batch`\n\nFlags of `batch` only.")
+    parts.append(reference(declared(BatchOptions)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -50,6 +50,7 @@ async def _serve(child: Child) -> None:
     try:
         listener = listen(config.server.host, config.server.port)
         app = create_app(manager, config)
+        app.openapi()  # kept: later it would hold up the event loop
         server = HttpServer(app, lambda: child.ready(address_of(listener)))
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGTERM, lambda: server.stop(RESPONSES_SHARE * config.runtime.shutdown_grace)

@@ -18,6 +18,7 @@ import msgspec
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from safelight.entrypoint.guard import BodyLimit
 from safelight.errors import InvalidRequest
@@ -62,14 +63,20 @@ async def read_body(request: Request) -> Body:
     """
     state = request.app.state
     with BodyLimit(state.config.server.max_body_bytes, request.headers, state.intake) as limit:
-        counted = Request(request.scope, limit.around(request.receive))
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == MULTIPART:
-            values, files = await _form(counted)
-            return Body(_flat(values), strict=False, files=files)
-        if kind in ("", "application/json", URLENCODED) or kind.endswith("+json"):
-            return await _read(counted, form=kind == URLENCODED)
-        raise HTTPException(415, f"Send application/json or a form, not {kind:.80}.")
+        try:
+            return await _read_any(Request(request.scope, limit.around(request.receive)))
+        except ClientDisconnect as failure:  # nobody will read it
+            raise InvalidRequest("The body ended early.", code="incomplete_body") from failure
+
+
+async def _read_any(request: Request) -> Body:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == MULTIPART:
+        values, files = await _form(request)
+        return Body(_flat(values), strict=False, files=files)
+    if kind in ("", "application/json", URLENCODED) or kind.endswith("+json"):
+        return await _read(request, form=kind == URLENCODED)
+    raise HTTPException(415, f"Send application/json or a form, not {kind:.80}.")
 
 
 async def _read(request: Request, *, form: bool) -> Body:

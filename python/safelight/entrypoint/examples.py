@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 _PICTURE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGNowApgJIwJAD"
-    "YzC8Dw0nqSAAAAAElFTkSuQmCC"
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oRHAgA"
+    "0wMeAAg1MCAP8AAVCJxGKTAAAAAElFTkSuQmCC"
 )
-"""Two by two pixels."""
-
+"""Eight by eight pixels of one colour."""
 _IMAGE = {"prompt": "A blue square on a white background", "size": "auto", "n": 1, "seed": 42}
 _VIDEO = {"prompt": "A red circle moving left on a black background", "seed": 42}
 _EDIT = {"prompt": "The same at night", "image": _PICTURE}

@@ -134,6 +134,11 @@ class Adapters:
                 **second,
             )
 
+    def forget_merged(self) -> None:
+        """Give the memory of merged weights back, unless they are in force; they can be made anew."""
+        for part in self._parts.values():
+            part.forget_merged()
+
     def drop(self, digest: str) -> None:
         """Forget an adapter; unknown ones are ignored."""
         for part in self._parts.values():

@@ -27,6 +27,9 @@ logger = log.get(__name__)
 Worn = tuple[tuple[str, float], ...]
 """Digest and scale of every adapter in force, in order."""
 
+Weights = dict[str, nn.Parameter]
+"""Of one layer, by name."""
+
 WHOLE = (torch.float32, torch.bfloat16, torch.float16)
 """Precisions that weights can be merged in."""
 
@@ -42,6 +45,8 @@ class Layer:
     tuner: Any
     placed: bool
     """Whether it is peft's that stands there."""
+    _set: Worn = ()
+    """What peft's is set to."""
 
     def place(self, adapted: bool) -> None:
         """Put the one or the other there, with the hooks that split or gather a sequence there."""
@@ -56,24 +61,27 @@ class Layer:
         return any(digest in self.tuner.scaling for digest in digests)
 
     def set(self, worn: Worn) -> None:
-        self.tuner.set_adapter([digest for digest, _ in worn], inference_mode=True)
-        for digest, scale in worn:
-            self.tuner.set_scale(digest, scale)
+        if worn != self._set:
+            # Not by `set_adapter`, which goes through all weights: 0.1 ms a layer, at every switch.
+            self.tuner._active_adapter = [digest for digest, _ in worn]
+            for digest, scale in worn:
+                self.tuner.set_scale(digest, scale)
+            self._set = worn
 
     def drop(self, digest: str) -> None:
-        self.tuner.set_adapter([], inference_mode=True)
+        self.set(())
         self.tuner.delete_adapter(digest)
 
     @property
-    def weights(self) -> dict[str, nn.Parameter]:
+    def weights(self) -> Weights:
         """By name; those that are in force now."""
         return dict(self.base.named_parameters(recurse=False))
 
-    def put(self, weights: Mapping[str, nn.Parameter]) -> None:
+    def put(self, weights: Weights) -> None:
         for name, weight in weights.items():
             setattr(self.base, name, weight)
 
-    def merged(self, worn: Worn) -> dict[str, nn.Parameter]:
+    def merged(self, worn: Worn) -> Weights:
         """Its weights with the adapters added; the pristine ones stay as they are."""
         pristine = self.weights
         copies = {name: nn.Parameter(one.clone(), False) for name, one in pristine.items()}
@@ -102,9 +110,8 @@ class Layers:
         self.worn: Worn = ()
         """In force now."""
         self._layers: list[Layer] = []
-        self._pristine: dict[Layer, dict[str, nn.Parameter]] = {}
-        """Of the layers whose merged weights are in force."""
-        self._merged: dict[Layer, dict[str, nn.Parameter]] = {}
+        self._merged: list[tuple[Layer, Weights, Weights]] = []
+        """Layers with their pristine and their merged weights."""
         self._merged_for: Worn = ()
         """What those were made for; one set is kept."""
         self._as_merged = False
@@ -125,18 +132,16 @@ class Layers:
         if merged and self._can_merge(worn):
             self._put_merged(worn)
         else:
-            digests = [digest for digest, _ in worn]
-            for layer in self._layers:
-                if layer.has(digests):
-                    layer.set(worn)
-                    layer.place(adapted=True)
+            for layer in self._touched(worn):
+                layer.set(worn)
+                layer.place(adapted=True)
         self.worn, self._as_merged = worn, merged
 
     def _undress(self) -> None:
         """The model as it was loaded."""
-        for layer, weights in self._pristine.items():
-            layer.put(weights)
-        self._pristine = {}
+        if self._as_merged:
+            for layer, pristine, _ in self._merged:
+                layer.put(pristine)
         for layer in self._layers:
             layer.place(adapted=False)
         self.worn, self._as_merged = (), False
@@ -169,14 +174,18 @@ class Layers:
     def _put_merged(self, worn: Worn) -> None:
         if worn != self._merged_for:
             with torch.inference_mode(False), torch.no_grad():
-                self._merged = {layer: layer.merged(worn) for layer in self._touched(worn)}
+                self._merged = [(one, one.weights, one.merged(worn)) for one in self._touched(worn)]
             self._merged_for = worn
-        for layer, weights in self._merged.items():
-            self._pristine[layer] = layer.weights
-            layer.put(weights)
+        for layer, _, merged in self._merged:
+            layer.put(merged)
+
+    def forget_merged(self) -> None:
+        """Give the memory of merged weights back, unless they are in force."""
+        if not self._as_merged:
+            self._forget_merged()
 
     def _forget_merged(self) -> None:
-        self._merged, self._merged_for = {}, ()
+        self._merged, self._merged_for = [], ()
 
     # ------------------------------------------------------------------------- loading, dropping
 
@@ -213,7 +222,8 @@ class Layers:
             if isinstance(module, BaseTunerLayer) and module not in known:
                 tuner: Any = module
                 above, _, attribute = path.rpartition(".")
-                parent, base = self.component.get_submodule(above), tuner.get_base_layer()
+                parent = self.component.get_submodule(above)
+                base: nn.Module = tuner.get_base_layer()
                 if before.get(parent, {}).get(attribute) is not base:
                     raise ValueError(f"it would replace {path}")
                 tuner.eval()  # it may have dropout

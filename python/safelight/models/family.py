@@ -59,6 +59,10 @@ class Lora(Protocol):
         """Load one; the layers it changes, by component."""
         ...
 
+    def forget_merged(self) -> None:
+        """No sample has merged adapters: what was made for them is not needed."""
+        ...
+
     def drop(self, digest: str) -> None:
         """Forget one."""
         ...

@@ -168,6 +168,7 @@ class Executor:
     def _begin(self, spec: SampleSpec) -> None:
         with self._together(spec.id):
             self._wear(spec)
+            self._save_memory(spec)
             conditioning = self._family.encode(spec)
             session = self._family.begin(spec, conditioning)
             if session.steps < 1:
@@ -188,6 +189,12 @@ class Executor:
             self._unwanted -= {adapter.digest for adapter in spec.adapters}
             self._family.lora.wear(spec.adapters, merged=spec.merged)
             self.adapting += time.monotonic() - started
+
+    def _save_memory(self, spec: SampleSpec) -> None:
+        """Merged weights are kept while only such samples come, and while one is there."""
+        held = (session.spec.merged for session in self._sessions.values())
+        if self._adapted and not spec.merged and not any(held):
+            self._family.lora.forget_merged()
 
     def _adapt(self, plan: Adapt, failures: dict[str, SampleFailure]) -> None:
         started = time.monotonic()

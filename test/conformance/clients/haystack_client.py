@@ -13,5 +13,5 @@ generator = OpenAIImageGenerator(model=model, size="64x64", api_base_url=f"{url}
 if hasattr(generator, "warm_up"):
     generator.warm_up()
 (image,) = generator.run("a cat")["images"]
-assert image.startswith("iVBORw0KGgo") or image.startswith(url), image[:80]
+assert image.startswith(("iVBORw0KGgo", url)), image[:80]
 print("OpenAIImageGenerator.run")

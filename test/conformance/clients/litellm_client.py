@@ -1,4 +1,4 @@
-"""What programs do with LiteLLM: `litellm_client.py URL`.
+"""What programs do with LiteLLM: `litellm_client.py URL MODEL`.
 
 Prints a line for everything that went well; an exception ends it.
 """
@@ -11,7 +11,7 @@ import time
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks GitHub
 
-import litellm  # noqa: E402
+import litellm
 
 
 def main(url: str, model: str) -> None:

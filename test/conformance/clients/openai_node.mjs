@@ -1,11 +1,12 @@
-// What programs do with OpenAI's SDK for JavaScript: `node openai_node.mjs URL`.
+// What programs do with OpenAI's SDK for JavaScript: `node openai_node.mjs URL MODEL`.
 // Prints a line for everything that went well; an exception ends it.
 import assert from "node:assert/strict";
 import { createReadStream } from "node:fs";
 import OpenAI, { BadRequestError, NotFoundError, toFile } from "openai";
 import { VERSION } from "openai/version";
 
-const [url, picture] = process.argv.slice(2);
+const [url] = process.argv.slice(2);
+const picture = "input.png";
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused", maxRetries: 0 });
 const isPng = (b64) => Buffer.from(b64, "base64").subarray(1, 4).toString() === "PNG";
 console.log("openai", VERSION);

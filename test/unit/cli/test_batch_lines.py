@@ -91,6 +91,12 @@ def test_lines_of_openais_batch_format(tmp_path: Path) -> None:
     assert (video.id, video.kind) == ("3", "video")
 
 
+@pytest.mark.parametrize("lora", ["style:0.5", ["style:0.5"], [{"name": "style", "scale": 0.5}]])
+def test_adapters_as_on_the_command_line_or_over_http(lora: Any, tmp_path: Path) -> None:
+    [item] = read(tmp_path / "in.jsonl", jsonl({"prompt": "a", "lora": lora}))
+    assert item.options.lora == ["style:0.5"]
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     [item] = read(tmp_path / "in.jsonl", jsonl({"prompt": "a", "image": ["x.png", "/y.png"]}))
     assert item.options.image_path == [str(tmp_path / "x.png"), "/y.png"]
@@ -120,6 +126,7 @@ def test_what_a_line_becomes(values: dict[str, Any], kind: str | None, tmp_path:
         ("in.jsonl", '{"promt": "a"}', ["line 1: Unknown field 'promt'. Did you mean 'prompt'?"]),
         ("in.jsonl", '{"prompt": "a", "n": "x"}', ["line 1: n: expected `int`"]),
         ("in.jsonl", '{"prompt": "a", "size": "9"}', ["line 1: size: WIDTHxHEIGHT"]),
+        ("in.jsonl", '{"prompt":"a","lora":[{"name":"x","target":"vae"}]}', ["takes no target"]),
         ("in.jsonl", '{"seed": 1}', ["line 1: Object missing required field `prompt`"]),
         ("in.jsonl", '{"id":"x","prompt":"a"}\n{"id":"x","prompt":"b"}', ["line 2: the id 'x' is"]),
         ("in.jsonl", '{"url": "/v1/x", "body": {}}', ["line 1: 'url' is '/v1/x'; /v1/images/gen"]),

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from fakes import stack
+from fakes.engine_peer import CARD
 from safelight.entrypoint.document import MAKERS, UNSAFE, operations
 from safelight.entrypoint.examples import EXAMPLES
 
@@ -25,6 +27,18 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     data: Path = tmp_path_factory.mktemp("locked")
     with (
         stack.running(data, api_key="key") as running,
+        httpx2.Client(base_url=running.base_url, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A client of a server whose model can do what the examples show, and has it loaded."""
+    tasks = ("text-to-video", "text-to-image", "image-to-image")
+    card = msgspec.structs.replace(CARD, tasks=tasks, max_images=1)
+    with (
+        stack.running(tmp_path_factory.mktemp("able"), card=card) as running,
         httpx2.Client(base_url=running.base_url, timeout=30) as client,
     ):
         yield client
@@ -74,6 +88,15 @@ def test_every_body_comes_in_three_encodings_with_an_example(document: dict[str,
         assert content["application/json"]["example"] == EXAMPLES[path]
         known = content["application/json"]["schema"]["properties"]
         assert set(EXAMPLES[path]) <= set(known), path
+
+
+@pytest.mark.parametrize(
+    "path", ["/generate", "/load-model", "/v1/images/generations", "/v1/images/edits", "/v1/videos"]
+)
+def test_examples_do_what_they_show(able: httpx2.Client, path: str) -> None:
+    answer = able.post(path, json=EXAMPLES[path])
+    assert answer.status_code == 200, answer.text
+    assert "warnings" not in answer.json()
 
 
 def test_nothing_is_null_where_null_cannot_be_sent(document: dict[str, Any]) -> None:

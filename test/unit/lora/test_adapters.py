@@ -198,6 +198,24 @@ def test_twenty_merges_leave_the_bits(
     assert torch.equal(forward(family), made)
 
 
+def test_merged_weights_are_made_once_and_given_back(wan: Any, a: Adapter) -> None:
+    def merged() -> list[int]:
+        wan.lora.wear([a], merged=True)
+        found = [weight.data_ptr() for weight in wan.transformer.parameters()]
+        wan.lora.forget_merged()  # they are in force
+        assert found == [weight.data_ptr() for weight in wan.transformer.parameters()]
+        wan.lora.wear([])
+        return found
+
+    before = [weight.data_ptr() for weight in wan.transformer.parameters()]
+    made = merged()
+    assert made == merged()
+    assert made != before
+    wan.lora.forget_merged()
+    assert all(not part._merged for part in wan.lora._parts.values())
+    assert before == [weight.data_ptr() for weight in wan.transformer.parameters()]
+
+
 def test_merged_or_not_is_one_picture(wan: Any, a: Adapter) -> None:
     wan.lora.wear([a])
     apart = forward(wan)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fakes.engine_peer import CARD
+from fakes.stack import running
 from safelight.config import Mode, ModelConfig, build
 from safelight.errors import ConfigError, InvalidRequest
 from safelight.models.registry import load_card
@@ -27,6 +30,14 @@ def test_a_mode_leaves_its_tasks(mode: Mode, task: str) -> None:
 def test_what_the_mode_leaves_out_is_refused_with_the_reason() -> None:
     with pytest.raises(InvalidRequest, match=re.escape("(it is served with --mode t2i)")):
         card(mode="t2i").task_for("video", Inputs(), None)
+
+
+def test_over_http_other_endpoints_say_so(tmp_path: Path) -> None:
+    with running(tmp_path, card=card(mode="t2i")) as stack:
+        refused = httpx2.post(f"{stack.base_url}/v1/videos", json={"prompt": "a"})
+        made = httpx2.post(f"{stack.base_url}/v1/images/generations", json={"prompt": "a"})
+    assert (refused.status_code, made.status_code) == (400, 200)
+    assert "(it is served with --mode t2i)" in refused.json()["error"]["message"]
 
 
 def test_a_mode_that_leaves_nothing_is_refused() -> None:

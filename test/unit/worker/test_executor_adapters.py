@@ -36,6 +36,7 @@ class FakeLora:
         self.worn: tuple[Any, ...] = ()
         self.dropped: list[str] = []
         self.asked = 0
+        self.forgotten = 0
 
     def wear(self, adapters: Sequence[Adapter], *, merged: bool = False) -> None:
         self.asked += 1
@@ -48,6 +49,9 @@ class FakeLora:
             self.worn = ()
             raise GenerationFailed("It is bad.", code="adapter_unfit")
         return {"transformer": 3, adapter.name: 1}
+
+    def forget_merged(self) -> None:
+        self.forgotten += 1
 
     def drop(self, digest: str) -> None:
         self.dropped.append(digest)
@@ -154,6 +158,17 @@ def test_adapters_are_dropped_when_no_sample_has_them() -> None:
     assert family.lora.dropped == [B.digest, A.digest]
     one.release(["b.0"])
     assert len(family.lora.dropped) == 2
+
+
+def test_merged_weights_are_kept_for_those_that_have_them() -> None:
+    one, family = begun(with_adapters("a.0", A, merged=True))
+    one.execute(Encode(seq=2, release=(), samples=(with_adapters("b.0"),)))
+    one.release(["a.0", "b.0"])
+    one.execute(Encode(seq=3, release=(), samples=(with_adapters("c.0", A, merged=True),)))
+    one.release(["c.0"])
+    assert family.lora.forgotten == 0
+    one.execute(Encode(seq=4, release=(), samples=(with_adapters("d.0", A),)))
+    assert family.lora.forgotten == 1
 
 
 def test_an_adapter_that_is_used_again_stays() -> None:

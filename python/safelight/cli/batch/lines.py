@@ -22,8 +22,9 @@ from msgspec import Meta
 from safelight import fields
 from safelight.cli import naming, options
 from safelight.cli.generate import GenerateOptions
-from safelight.errors import ConfigError
+from safelight.errors import ConfigError, InvalidRequest
 from safelight.fields import Field, declared
+from safelight.manager.wanted import wanted
 from safelight.request import MediaFormat, Output, Sampling
 
 Format = Literal["csv", "jsonl", "txt"]
@@ -208,6 +209,8 @@ def _item(number: int, raw: Raw | str, common: Raw, directory: Path) -> Item:
     values = {name.strip().replace("-", "_"): v for name, v in values.items() if v is not None}
     values = fields.canonical(values, FIELDS.values())
     fields.refuse_unknown(values, FIELDS, what="field", error=ConfigError)
+    if "lora" in values:
+        values["lora"] = _lora(values["lora"])
     own = options.layer(values, FIELDS, lambda field: field.name)
     merged = {**common, **own}
     named = {field.name for field in declared(LineOptions)}
@@ -232,6 +235,18 @@ def _options(merged: Raw, named: set[str], directory: Path) -> GenerateOptions:
         image_path=[_beside(one, directory) for one in found.image_path],
         mask_path=None if found.mask_path is None else _beside(found.mask_path, directory),
     )
+
+
+def _lora(value: Any) -> list[str]:
+    """As on the command line; a line may also have objects, as over HTTP."""
+    try:
+        adapters = wanted(value)
+    except InvalidRequest as failure:
+        raise ConfigError(failure.message) from failure
+    for one in adapters:
+        if one.target != "all":
+            raise ConfigError(f"'lora': a batch takes no target; leave that of {one.name} out.")
+    return [f"{one.name}:{one.scale}" for one in adapters]
 
 
 def _beside(path: str, directory: Path) -> str:

@@ -25,6 +25,7 @@ from safelight.errors import (
     SafelightError,
     Unavailable,
 )
+from safelight.manager.wanted import wanted
 from safelight.output import writing
 from safelight.request import TASKS, MediaFormat, Output
 

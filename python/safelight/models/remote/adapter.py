@@ -55,6 +55,9 @@ class NoAdapters:
             code="adapter_unfit",
         )
 
+    def forget_merged(self) -> None:
+        """There are none."""
+
     def drop(self, digest: str) -> None:
         """There are none."""
 
