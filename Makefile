@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 OUTPUTS := outputs
 
-.PHONY: demo serve test check format docs parity bench clean
+.PHONY: demo serve test test-clients check format docs parity bench clean
 
 demo: $(STAMP)
 	$(BIN)/safelight generate --prompt "a red circle moving left on a black background" \
@@ -17,6 +17,10 @@ serve: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Other clients, each installed into ~/.cache/safelight-tests; writes docs/clients.md. Takes minutes.
+test-clients: $(STAMP)
+	cd test && ../$(BIN)/python -m tools.clients --write
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -10,9 +10,9 @@ from fakes import clients
 from fakes.clients import Client
 
 STEPS = {
-    "openai-python 2.x": 8,
-    "LiteLLM": 7,
-    "openai-node 7.x": 7,
+    "openai-python 2.x": 9,
+    "LiteLLM": 8,
+    "openai-node 7.x": 8,
 }
 """How many lines the script of a client prints."""
 

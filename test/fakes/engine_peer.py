@@ -94,7 +94,9 @@ def write(spec: SampleSpec, makes: Callable[[SampleSpec], bytes] = file_of) -> b
 class EnginePeer:
     """What the manager talks to. Belongs to one event loop."""
 
-    def __init__(self, run_dir: Path, *, automatic: bool = False) -> None:
+    def __init__(self, run_dir: Path, *, automatic: bool = False, supervises: bool = False) -> None:
+        """`supervises`: whether it plays the supervisor too, where there is none."""
+        self._supervises = supervises
         self.automatic = automatic
         self.ready = True
         self.makes: Callable[[SampleSpec], bytes] = file_of
@@ -112,15 +114,15 @@ class EnginePeer:
         self._context: Any = zmq.asyncio.Context()
         self._requests = links.REQUESTS.listen(self._context, self._run_dir)
         self._media = links.MEDIA.connect(self._context, self._run_dir, "output")
-        self._control = links.CONTROL.listen(self._context, self._run_dir)
-        self._listening = asyncio.create_task(self._listen())
-        self._supervising = asyncio.create_task(self._supervise())
+        self._tasks = [asyncio.create_task(self._listen())]
+        if self._supervises:
+            control = links.CONTROL.listen(self._context, self._run_dir)
+            self._tasks.append(asyncio.create_task(self._supervise(control)))
 
     async def close(self) -> None:
-        tasks = (self._listening, self._supervising)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
 
     async def _listen(self) -> None:
@@ -146,15 +148,15 @@ class EnginePeer:
         layers = {} if error else dict.fromkeys(targets, 4)
         await self.say(m.AdaptersLoaded(ticket=message.ticket, error=error, layers=layers))
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, control: Any) -> None:
         """Start and end worker groups, as soon as that is asked for; only while `automatic`."""
         while True:
-            identity, data = await self._control.recv_multipart()
+            identity, data = await control.recv_multipart()
             message = links.CONTROL.decode_up(data)
             if isinstance(message, m.LoadModel | m.UnloadModel) and self.automatic:
                 state = "loaded" if isinstance(message, m.LoadModel) else "unloaded"
                 answer = m.ModelState(model=message.model, state=state)
-                await self._control.send_multipart([identity, codec.encode(answer)])
+                await control.send_multipart([identity, codec.encode(answer)])
             self._inbox[type(message)].put_nowait(message)
 
     async def _take(self, message: m.Submit) -> None:

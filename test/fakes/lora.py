@@ -27,7 +27,7 @@ from fakes.parity import Settings, one_thread
 from fakes.pipelines import CASES
 from safelight.request import Adapter, SampleSpec
 
-LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "proj_out", "ff.net.0.proj"]
+LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "out_proj", "proj_out", "ff.net.0.proj"]
 """Attention of most transformers, of CLIP, and what gathers a sequence that ranks share."""
 
 ALPHA = 6  # is not the rank, so it must be read from the file
@@ -134,6 +134,8 @@ PARTS = {
     "Z-Image": ("transformer",),
     "HunyuanVideo 1.5": ("transformer",),
     "LTX-2": ("transformer",),
+    "CogView4": ("transformer",),
+    "Stable Diffusion 1.5": ("unet", "text_encoder"),
 }
 """The pipelines that adapters are tried with, and which components those change."""
 

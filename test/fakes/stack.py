@@ -52,7 +52,7 @@ def running(
     found: list[Any] = []
 
     async def serve() -> None:
-        peer = EnginePeer(run_dir, automatic=automatic)
+        peer = EnginePeer(run_dir, automatic=automatic, supervises=True)
         peer.ready = ready
         await peer.start()
         manager = RequestManager(config, {card.name: card}, run_dir)

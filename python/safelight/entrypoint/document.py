@@ -9,8 +9,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from safelight.entrypoint.encodings import without_null
 from safelight.entrypoint.examples import EXAMPLES
-from safelight.entrypoint.schema import ErrorEnvelope, without_null
+from safelight.entrypoint.schema import ErrorEnvelope
 
 Operation = dict[str, Any]
 
@@ -82,11 +83,8 @@ def _complete(path: str, method: str, operation: Operation) -> None:
         _add_ranges(responses)
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = without_null(parameter["schema"])
-    body = operation.get("requestBody")
-    if body is not None and path in EXAMPLES:
-        for kind, content in body["content"].items():
-            if kind == "application/json":
-                content["example"] = EXAMPLES[path]
+    if "requestBody" in operation and path in EXAMPLES:
+        operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[path]
 
 
 def _ref(status: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel
 
+from safelight.entrypoint.encodings import in_every_encoding
 from safelight.request import MAX_PREVIEWS, MAX_PROMPT, ImageFormat, Preset, Sampling
 
 Size = Annotated[
@@ -189,37 +190,7 @@ class ImageVariationBody(ImageBody, frozen=True, kw_only=True):
 def body_of(body: type[msgspec.Struct]) -> dict[str, Any]:
     """OpenAPI's `requestBody` of a route that takes `body` alone."""
     _, components = msgspec.json.schema_components([body])
-    return {"required": True, "content": _in_every_encoding(components[body.__name__])}
-
-
-def _in_every_encoding(schema: dict[str, Any]) -> dict[str, Any]:
-    upload = {"type": "string", "format": "binary"}
-    return {
-        "application/json": {"schema": schema},
-        "multipart/form-data": {"schema": _as_form(schema, upload)},
-        "application/x-www-form-urlencoded": {"schema": _as_form(schema, {"type": "string"})},
-    }
-
-
-def _as_form(schema: dict[str, Any], file: dict[str, str]) -> dict[str, Any]:
-    """Fields of forms are never null, and those of any type are uploads or text."""
-    properties = {}
-    for name, one in schema.get("properties", {}).items():
-        plain = without_null(one)
-        typed = plain.keys() & {"type", "anyOf", "enum", "$ref"}
-        properties[name] = plain if typed else plain | file
-    return schema | {"properties": properties}
-
-
-def without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a parameter or form field: what is left out is not null there."""
-    kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
-    rest = {key: value for key, value in schema.items() if key != "anyOf"}
-    if rest.get("default", ...) is None:
-        del rest["default"]
-    if len(kinds) == 1:
-        return rest | kinds[0]
-    return rest | {"anyOf": kinds} if kinds else rest
+    return {"required": True, "content": in_every_encoding(components[body.__name__])}
 
 
 def request_body(
@@ -234,7 +205,7 @@ def request_body(
             continue
         properties[name] = {key: value for key, value in schema.items() if key != "default"}
     schema = {"type": "object", "properties": properties, "required": list(required)}
-    return {"required": True, "content": _in_every_encoding(schema)}
+    return {"required": True, "content": in_every_encoding(schema)}
 
 
 # ------------------------------------------------------------------------------------- answers

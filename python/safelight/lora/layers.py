@@ -96,7 +96,7 @@ class Layer:
 
 
 class Unmergeable(GenerationFailed):
-    """Weights that are not whole numbers of their precision."""
+    """Weights that a merge would round once more."""
 
     code = "adapter_not_mergeable"
 

@@ -20,7 +20,7 @@ from safelight.errors import ConfigError
 from safelight.models import hub, plugins, served
 from safelight.models.card import CardOverrides, ModelCard
 from safelight.parallel import providers, vaes
-from safelight.parallel.layout import Capabilities, check, complete
+from safelight.parallel.layout import Capabilities, Layout, check, complete
 
 if TYPE_CHECKING:
     from safelight.models.family import Family
@@ -169,6 +169,7 @@ def load_card(config: EngineConfig) -> ModelCard:
     check(layout, capabilities)
     vaes.check(config.parallel.vae_parallel, vaes.read(directory))
     _check_backend(config, capabilities)
+    _check_compiled(config, layout)
     overrides = CardOverrides.read(directory)
     name = config.model_name if config.model.served_model_name else overrides.name
     card: ModelCard = spec.card(directory, name or config.model_name)
@@ -213,6 +214,16 @@ def _check_backend(config: EngineConfig, model: Capabilities) -> None:
         )
     if reason:
         raise ConfigError(reason, param="sequence_parallel_backend")
+
+
+def _check_compiled(config: EngineConfig, layout: Layout) -> None:
+    """Raise `ConfigError` if blocks shall be compiled that talk to other ranks."""
+    if config.model.enable_torch_compile and layout.sp > 1:
+        raise ConfigError(
+            "--enable-torch-compile does not work where ranks share a sequence "
+            f"({layout.flags()}). Leave it out, or use --dp-size for replicas.",
+            param="enable_torch_compile",
+        )
 
 
 def load_family(config: EngineConfig, mesh: Mesh | None = None) -> Family:

@@ -18,6 +18,6 @@ assert.equal(edited.image.mediaType, "image/png");
 console.log("generateImage with a picture");
 await assert.rejects(
   generateImage({ model: provider.image(model), prompt: "a cat", size: "1x1", maxRetries: 0 }),
-  /size/,
+  (failure) => failure.data.error.param === "size",
 );
 console.log("errors");

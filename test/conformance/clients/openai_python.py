@@ -1,4 +1,4 @@
-"""What programs do with OpenAI's SDK for Python, of any version since 2: `openai_python.py URL MODEL`.
+"""What programs do with OpenAI's SDK for Python, of version 2 or later: `URL MODEL`.
 
 Prints a line for everything that went well; an exception ends it.
 """

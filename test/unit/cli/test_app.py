@@ -56,6 +56,11 @@ def test_help_without_a_command() -> None:
         (["serve", "--num-gpus", "4", "--tp-size", "3"], "--tp-size 3"),
         (["serve", "--tp-size", "2", "--text-encoder-cpu-offload"], "Give one of them"),
         (["serve", "--gpu-ids", "0,x"], "'x' is not a device number"),
+        (["serve", "-g", "0,x"], "'x' is not a device number"),
+        (["serve", "--compile", "--num-gpus", "2"], "does not work where ranks share a sequence"),
+        (["serve", "--serve-num-frames", "4"], "The default 'num_frames' is 4"),
+        (["batch"], "There is no input"),
+        (["batch", "--input", "/nowhere.csv"], "cannot read /nowhere.csv"),
         (["serve", "--gpu-ids", "0", "--device", "cpu"], "contradicts --device cpu"),
         (["generate", "-p", "x", "--vae-parallel", "on"], "only one here"),
         (

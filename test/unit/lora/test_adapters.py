@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from fakes import cases
 from fakes import lora as fakes
 from fakes.cases import Checkpoints, Stepper
 from fakes.lora import Files
+from fakes.single_files import write_gguf
 from safelight.errors import GenerationFailed
 from safelight.lora.adapters import Adapters
 from safelight.parallel.mesh import Mesh
@@ -175,6 +177,37 @@ def test_text_encoders_are_changed_and_prompts_are_kept_apart(
     assert not torch.equal(words["text_encoder"], words["none"])
 
 
+# ------------------------------------------------------------------------------ formats of files
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_files_of_kohyas_scripts_are_read(
+    checkpoints: Checkpoints, loras: Files, tmp_path: Path
+) -> None:
+    """Their layers have other names, and a strength of their own."""
+    good = load_file(loras.of(SDXL, "a"))
+    state = {}
+    for key, tensor in good.items():
+        layer, _, part = key.partition(".lora")
+        name = layer.replace("text_model.", "").replace("unet.", "lora_unet_").replace(".", "_")
+        name = name.replace("text_encoder_2_", "lora_te2_text_model_")
+        name = name.replace("text_encoder_", "lora_te1_text_model_")
+        down = "A" in part or "down" in part
+        state[f"{name}.lora_{'down' if down else 'up'}.weight"] = tensor.contiguous()
+        state[f"{name}.alpha"] = torch.tensor(float(fakes.ALPHA))
+    save_file(state, tmp_path / "kohya.safetensors")
+    family = cases.loaded(checkpoints.of(SDXL))
+    sample = cases.sample(SDXL, checkpoints.of(SDXL))
+    made = []
+    for one in (loras.adapter(SDXL, "a"), fakes.adapter(tmp_path / "kohya.safetensors")):
+        stepper = Stepper(family, Mesh.single(cases.CPU))
+        spec = msgspec.structs.replace(sample, adapters=(one,))
+        stepper.begin(spec)
+        made.append(stepper.finish(spec.id))
+        assert family.lora.load(one).keys() == {"unet", "text_encoder", "text_encoder_2"}
+    assert np.array_equal(*made)
+
+
 # ------------------------------------------------------------------------------------- merging
 
 
@@ -248,6 +281,32 @@ def test_samples_take_turns_with_a_merged_one(checkpoints: Checkpoints, loras: F
         alone = Stepper(cases.loaded(where), Mesh.single(cases.CPU))
         alone.begin(spec)
         assert np.array_equal(stepper.finish(spec.id), alone.finish(spec.id)), name
+
+
+def test_weights_of_a_gguf_file_are_not_merged(
+    checkpoints: Checkpoints, loras: Files, tmp_path: Path
+) -> None:
+    wide = tmp_path / "wide"
+    shutil.copytree(checkpoints.of(WAN), wide)
+    torch.manual_seed(0)
+    kind = cases.loaded(wide).transformer
+    type(kind)(**{**kind.config, "attention_head_dim": 32, "ffn_dim": 256}).save_pretrained(
+        wide / "transformer"
+    )
+    path = fakes.write(wide, tmp_path / "mine", 1, ["transformer"])
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    file = write_gguf(wide / weights, tmp_path / "wan.gguf")
+    family = cases.loaded(wide, (("transformer_path", str(file)),))
+    made = forward(family)
+    with pytest.raises(GenerationFailed, match=r"cannot be merged into transformer.*quantized"):
+        family.lora.wear([fakes.adapter(path)], merged=True)
+    assert torch.equal(forward(family), made)
+    family.lora.wear([fakes.adapter(path)])
+    full = cases.loaded(wide)
+    full.lora.wear([fakes.adapter(path)])
+    error = (forward(family) - forward(full)).norm() / forward(full).norm()
+    assert 1e-4 < float(error) < 0.01
+    assert not torch.allclose(forward(family), made, atol=1e-2)
 
 
 def test_quantized_weights_are_not_merged(checkpoints: Checkpoints, loras: Files) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from fakes.engine_peer import CARD
@@ -46,7 +47,11 @@ def test_a_mode_that_leaves_nothing_is_refused() -> None:
 
 
 def test_defaults_are_of_every_task_and_typed() -> None:
-    found = card(default_sampling={"num_inference_steps": "6", "width": 96})
+    own = {"text-to-image": {"num_inference_steps": 30}}
+    special = msgspec.structs.replace(CARD, task_defaults=own)
+    values = {"num_inference_steps": "6", "width": 96}
+    found = offered(special, ModelConfig(default_sampling=values))
+    assert found.resolve({"num_frames": 1}).num_inference_steps == 6
     assert found.resolve({}).num_inference_steps == 6
     assert found.resolve({"num_frames": 1}).width == 96
 
