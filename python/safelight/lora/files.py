@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from safelight.errors import GenerationFailed
+from safelight.lora import metadata
 from safelight.request import Adapter
 
 CODE = "adapter_unfit"
@@ -59,7 +60,7 @@ def check(adapter: Adapter) -> None:
                 "code. Convert it to safetensors (safetensors.torch.save_file) and give that.",
             )
         with safe_open(path, framework="pt") as tensors:
-            keys = list(tensors.keys())
+            keys, told = list(tensors.keys()), tensors.metadata()
     except SafetensorError as failure:
         raise unfit(
             adapter, f"is no whole safetensors file ({_line(failure)}). Fetch it again."
@@ -68,6 +69,8 @@ def check(adapter: Adapter) -> None:
         raise unfit(adapter, f"cannot be read: {failure}.") from failure
     if not any("lora" in key or "dora_scale" in key for key in keys):
         raise unfit(adapter, f"has no LoRA weights{_like(keys)}. Give the file of a LoRA.")
+    if why := metadata.complaint(told):
+        raise unfit(adapter, f"cannot be used: {why}. Save it again with its weights alone.")
 
 
 def _like(keys: list[str]) -> str:

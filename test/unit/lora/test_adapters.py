@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from fakes.lora import Files
 from fakes.single_files import write_gguf
 from safelight.errors import GenerationFailed
 from safelight.lora.adapters import Adapters
+from safelight.models.remote.adapter import NoAdapters
 from safelight.parallel.mesh import Mesh
 from safelight.request import Adapter
 
@@ -382,6 +384,25 @@ def broken() -> Iterator[Any]:
         tensors = {f"{key}A.weight": torch.ones(4, 48), f"{key}B.weight": torch.ones(48, 4)}
         save_file(tensors, bad)
 
+    def told(text: str) -> Any:
+        def make(good: Path, bad: Path) -> None:
+            save_file(load_file(good), bad, {"format": "pt", "lora_adapter_metadata": text})
+
+        return make
+
+    def telling(**fields: Any) -> Any:
+        return told(json.dumps({f"transformer.{key}": value for key, value in fields.items()}))
+
+    yield case("metadata no JSON", told("{"), "its metadata are no JSON")
+    yield case("metadata a list", told("[1]"), "its metadata are no JSON object")
+    for name, value in {
+        "init_lora_weights": "olora",  # would change the model's own weights
+        "layer_replication": [[0, 2], [1, 2]],
+        "modules_to_save": ["norm"],
+        "rank_pattern": {"(x+x+)+y": 4},
+        "target_modules": "(x+x+)+y",
+    }.items():
+        yield case(name, telling(**{name: value}), f"its metadata ask for transformer.{name}")
     yield case("text", text, "is no whole safetensors file")
     yield case("cut short", cut, "is no whole safetensors file")
     yield case("a header cut short", cut_header, "is no whole safetensors file")
@@ -434,6 +455,13 @@ def test_weights_that_would_replace_the_models_are_refused(
     with pytest.raises(GenerationFailed, match=r"replaces weights of the model .*norm_q"):
         family.lora.load(fakes.adapter(path))
     assert same(bits(family.pipeline), before)
+
+
+def test_a_remote_model_takes_none(a: Adapter) -> None:
+    lora = NoAdapters("dall-e at example.org")
+    lora.wear([])
+    with pytest.raises(GenerationFailed, match="dall-e at example.org takes no adapters"):
+        lora.wear([a])
 
 
 def test_a_pipeline_without_a_loader_takes_none(a: Adapter) -> None:
