@@ -1,4 +1,4 @@
-"""README's examples, as printed, against a live server."""
+"""Examples of README and docs, as printed, against a live server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from PIL import Image
 
 from fakes.server import Server
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 PORT = "127.0.0.1:30000"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="the examples use jq, which is not here")
@@ -78,3 +79,26 @@ def test_the_python_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "red.mp4").read_bytes()[4:8] == b"ftyp"
     assert "video/mp4" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="the examples use jq, which is not here")
+def test_the_examples_of_events(live_server: Server, tmp_path: Path) -> None:
+    page = ROOT / "docs" / "events.md"
+    (shell,), (code,) = blocks("bash", page), blocks("python", page)
+    for program in (["bash", "-euo", "pipefail", "-c", shell], [sys.executable, "-c", code]):
+        script = program[-1].replace(PORT, f"127.0.0.1:{live_server.port}")
+        done = subprocess.run(
+            [*program[:-1], script],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stderr
+    events = (tmp_path / "events.txt").read_text()
+    assert events.count("event: video.preview") == 3
+    assert "event: video.completed" in events
+    for name in ("partial-0.png", "partial-1.png", "partial-2.png", "final.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (64, 64)

@@ -135,7 +135,7 @@ class Adapters:
             )
 
     def forget_merged(self) -> None:
-        """Give the memory of merged weights back, unless they are in force; they can be made anew."""
+        """Give the memory of merged weights back, unless they are in force."""
         for part in self._parts.values():
             part.forget_merged()
 

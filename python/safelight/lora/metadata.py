@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
 
 HARMLESS = frozenset(
     (
@@ -23,7 +25,7 @@ HARMLESS = frozenset(
 )
 """Fields of peft's `LoraConfig` that say how the weights were trained, and no more."""
 
-OFF = (None, False, "none", "NONE", 0)
+OFF: tuple[Any, ...] = (None, False, "none", 0, {}, [])
 STARTS = (True, False, "gaussian")
 """Of `init_lora_weights`: what only fills the adapter, before the file's weights do."""
 
@@ -52,4 +54,10 @@ def _fits(field: str, value: Any) -> bool:
         return isinstance(value, dict) and all(map(_NAME.fullmatch, value))
     if field == "target_modules" and isinstance(value, str):
         return _NAME.fullmatch(value) is not None  # a regular expression, if it were more
-    return field in HARMLESS or value in OFF or value in ({}, [])
+    return field in HARMLESS or value in OFF or value == _usual().get(field)
+
+
+@cache
+def _usual() -> dict[str, Any]:
+    """What peft does by itself."""
+    return dict(LoraConfig().to_dict())

@@ -438,7 +438,7 @@ class RequestManager:
         async for messages in self._channels.from_output():
             for message in messages:  # before the files that may end their jobs
                 if isinstance(message, m.PreviewReady):
-                    self._preview(message)
+                    await self._preview(message)
             ready = [message for message in messages if isinstance(message, m.MediaReady)]
             if ready:
                 await self._record(ready)
@@ -446,9 +446,12 @@ class RequestManager:
                 if isinstance(message, m.MediaFailed):
                     await self._media_failed(message)
 
-    def _preview(self, message: m.PreviewReady) -> None:
+    async def _preview(self, message: m.PreviewReady) -> None:
         if (live := self._known(message.sample, message.attempt)) is not None:
             live.show(message)
+        elif await self._db.call(JobStore.get, job_of(message.sample)) is None:
+            # Deleted while it was written: nothing else would remove it.
+            await self._db.run(partial(self.content_store.discard, Path(message.path)))
 
     async def _media_failed(self, failure: m.MediaFailed) -> None:
         if failure.preview is not None:

@@ -77,13 +77,30 @@ class Journal:
                 file.write(msgspec.json.encode(event) + b"\n")
 
     def read(self) -> Sequence[JobEvent]:
-        """All that are whole, in order; what a killed writer left unfinished is cut off."""
+        """In order, all up to the first that is not whole or not the next: a killed writer, a full
+        disk or a loss of power left it, and it is cut off with all behind it."""
         try:
             data = b"" if self._path is None else self._path.read_bytes()
         except OSError:
             return ()
-        whole = data[: data.rfind(b"\n") + 1]
-        if self._path is not None and len(whole) < len(data):
+        events, length = _whole(data)
+        if self._path is not None and length < len(data):
             with contextlib.suppress(OSError), self._path.open("r+b") as file:
-                file.truncate(len(whole))
-        return [_line.decode(line) for line in whole.splitlines()]
+                file.truncate(length)
+        return events
+
+
+def _whole(data: bytes) -> tuple[list[JobEvent], int]:
+    """The events that a file begins with, and how many bytes they take."""
+    events: list[JobEvent] = []
+    length = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            event = _line.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            break
+        if not line.endswith(b"\n") or event.number != len(events) + 1:
+            break
+        events.append(event)
+        length += len(line)
+    return events, length

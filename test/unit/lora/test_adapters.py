@@ -460,7 +460,7 @@ def test_weights_that_would_replace_the_models_are_refused(
 def test_a_remote_model_takes_none(a: Adapter) -> None:
     lora = NoAdapters("dall-e at example.org")
     lora.wear([])
-    with pytest.raises(GenerationFailed, match="dall-e at example.org takes no adapters"):
+    with pytest.raises(GenerationFailed, match=r"dall-e at example.org takes no adapters"):
         lora.wear([a])
 
 

@@ -109,6 +109,33 @@ async def test_the_end_is_told_even_if_it_was_not_written_down(lab: Any) -> None
     assert (events[-1].kind, events[-1].error_code) == ("failed", "cancelled")
 
 
+async def test_a_journal_that_cannot_be_read_keeps_no_server_from_starting(lab: Any) -> None:
+    first = await lab.manager()
+    await first.submit(request())
+    await lab.peer.submitted()
+    await lab.stop(first)
+    first.content_store.journal("video_1").write_bytes(b"\0" * 64 + b"\n")  # as a loss of power
+    second = await lab.manager()
+    (spec,) = await lab.peer.submitted()
+    await lab.peer.deliver(spec)
+    await second.wait("video_1")
+    assert (await followed(second, "video_1"))[-1].kind == "completed"
+
+
+async def test_a_preview_that_comes_after_its_job_was_deleted_leaves_nothing(lab: Any) -> None:
+    manager = await lab.manager()
+    for job_id in ("video_1", "video_2"):
+        await manager.submit(request(job_id))
+    (first,), (second,) = [await lab.peer.submitted() for _ in range(2)]
+    await manager.delete("video_1")
+    directory = Path(first.delivery.path).parent
+    directory.mkdir()  # the output manager makes it anew
+    await lab.peer.preview(first, 0, step=1)
+    await lab.peer.deliver(second)  # on the same link, behind the preview
+    await manager.wait("video_2")
+    assert not directory.exists()
+
+
 async def test_a_preview_of_an_older_attempt_is_not_told(lab: Any) -> None:
     first = await lab.manager()
     await first.submit(request())

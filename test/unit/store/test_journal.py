@@ -37,6 +37,19 @@ def test_half_a_line_is_cut_off_and_the_next_is_whole(path: Path) -> None:
     assert journal.read() == [event(1), event(2, progress=50)]
 
 
+@pytest.mark.parametrize("torn", [b"\0" * 40, b'{"number":2,"ki{"number":3}', b'{"number":3}'])
+def test_what_a_loss_of_power_or_a_full_disk_left_ends_what_is_read(
+    path: Path, torn: bytes
+) -> None:
+    journal = Journal(path)
+    journal.append(event(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn + b"\n" + whole)
+    assert journal.read() == [event(1)]
+    journal.append(event(2))
+    assert journal.read() == [event(1), event(2)]
+
+
 def test_nothing_is_kept_without_a_path() -> None:
     journal = Journal(None)
     journal.append(event(1))
