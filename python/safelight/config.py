@@ -161,6 +161,32 @@ class ModelConfig(_Section, frozen=True):
             extra={"aliases": ("enable_compile", "compile")},
         ),
     ] = False
+    step_cache: Annotated[
+        Literal["none", "first-block"],
+        Meta(
+            description="first-block: leave out the transformer's other blocks at steps where its "
+            "first changes little. Samples then share no forward, and are no longer diffusers' to "
+            "the bit.",
+            extra={
+                "aliases": ("cache_type",),
+                "spellings": {
+                    "fbcache": "first-block",
+                    "first_block": "first-block",
+                    "first_block_cache": "first-block",
+                },
+            },
+        ),
+    ] = "none"
+    step_cache_threshold: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="How much the first block may change, relative to what it adds: more "
+            "leaves out more. 0 leaves out nothing.",
+            extra={"aliases": ("rdt",)},
+        ),
+    ] = 0.08
     vae_tiling: Annotated[
         bool,
         Meta(

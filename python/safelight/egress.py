@@ -212,7 +212,9 @@ class _Guarded(httpx2.AsyncBaseTransport):
             raise Refused("only http:// and https:// URLs with a host are fetched")
         if url.userinfo:
             raise Refused("the URL has credentials in it")
-        port = url.port or PORTS[url.scheme]
+        port = PORTS[url.scheme] if url.port is None else url.port
+        if not 0 < port < 65536:
+            raise Refused(f"its port is {port}, and ports are 1 to 65535")
         if not (self._allow_private or port in PORTS.values()):
             raise Refused(f"its port is {port}; only 80 and 443 are open")
         return port

@@ -107,6 +107,8 @@ class EnginePeer:
         """Whether adapters are tried out as soon as that is asked for."""
         self.misfits: dict[str, str] = {}
         """Why an adapter of that name does not fit the model."""
+        self.parts = {"transformer": 4}
+        """Layers that an adapter for all changes, by component."""
         self._run_dir = run_dir
         self._inbox: defaultdict[type, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
 
@@ -144,8 +146,8 @@ class EnginePeer:
         """Say what ranks would: whether they fit, and how many layers they change."""
         names = [one.name for one in message.adapters]
         error = next((self.misfits[name] for name in names if name in self.misfits), None)
-        targets = {a.target for a in message.adapters} - {"all"} or {"transformer"}
-        layers = {} if error else dict.fromkeys(targets, 4)
+        targets = {a.target for a in message.adapters} - {"all"}
+        layers = {} if error else dict.fromkeys(targets, 4) or self.parts
         await self.say(m.AdaptersLoaded(ticket=message.ticket, error=error, layers=layers))
 
     async def _supervise(self, control: Any) -> None:

@@ -41,15 +41,23 @@ def write(
     *,
     rank: int = 4,
     layers: Sequence[str] = LAYERS,
+    **options: Any,
 ) -> Path:
-    """A LoRA of some components of a checkpoint, as diffusers saves it; the file."""
+    """A LoRA of some components of a checkpoint, as diffusers saves it; the file.
+
+    `options` are of peft's `LoraConfig`.
+    """
     pipeline = DiffusionPipeline.from_pretrained(checkpoint)
     torch.manual_seed(seed)
     saved: dict[str, Any] = {}
     for name in parts:
         part = pipeline.components[name]
         config = LoraConfig(
-            r=rank, lora_alpha=ALPHA, target_modules=list(layers), init_lora_weights=False
+            r=rank,
+            lora_alpha=ALPHA,
+            target_modules=list(layers),
+            init_lora_weights=False,
+            **options,
         )
         part.add_adapter(config)
         state = get_peft_model_state_dict(part)

@@ -195,9 +195,12 @@ def test_json(live_server: Server, entrypoint: psutil.Process, name: str) -> Non
 
 def test_a_picture_of_64_mib_of_text(live_server: Server, entrypoint: psutil.Process) -> None:
     data = b'{"prompt": "x", "image": "' + b"A" * (60 * MIB) + b'"}'
+    before = entrypoint.memory_info().rss
     with cheap(entrypoint, growth=4 * len(data)):
         answer = live_server.client.post(EDITS, content=data, headers=JSON)
     assert refused(answer)["param"] == "image"
+    live_server.client.get("/health")
+    assert entrypoint.memory_info().rss - before < MAX_GROWTH
 
 
 # --------------------------------------------------------------------------- bodies without an end

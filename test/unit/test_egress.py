@@ -304,3 +304,13 @@ def test_a_client_for_other_uses_follows_nothing() -> None:
             return (await http.post(found.url("/a"), content=b"x")).status_code
 
     assert asyncio.run(run()) == 302
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 10**30])
+def test_ports_that_there_are_not(port: int) -> None:
+    async def run() -> bytes:
+        return await egress.fetch(
+            f"http://127.0.0.1:{port}/", max_bytes=1, patience=20, allow_private=True
+        )
+
+    assert f"its port is {port}, and" in refusal(run())

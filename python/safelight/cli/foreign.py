@@ -54,6 +54,15 @@ class Foreign(msgspec.Struct, frozen=True, kw_only=True):
     vae_sp: Annotated[
         bool, Meta(description="`--vae-parallel auto`, which is the default; off: `off`.")
     ] = False
+    cache: Annotated[bool, Meta(description="`--step-cache first-block`; off: `none`.")] = False
+    Fn: Annotated[
+        int | None,
+        Meta(description="1 is what `--step-cache` does: the first block is always computed."),
+    ] = None
+    Bn: Annotated[
+        int | None,
+        Meta(description="0 is what `--step-cache` does: no last blocks are always computed."),
+    ] = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -65,17 +74,12 @@ class Refusal(msgspec.Struct, frozen=True):
     """Whether it stands without a value."""
 
 
-_STEP_CACHE = (
-    "step caches are not in this version. Use fewer --num-inference-steps, or a distilled model"
-)
-
 REFUSED: Mapping[str, Refusal] = {
-    "cache": Refusal(_STEP_CACHE, switch=True),
-    "rdt": Refusal(_STEP_CACHE),
-    "Fn": Refusal(_STEP_CACHE),
-    "Bn": Refusal(_STEP_CACHE),
-    "cache_type": Refusal(_STEP_CACHE),
-    "enable_teacache": Refusal(_STEP_CACHE, switch=True),
+    "enable_teacache": Refusal(
+        "TeaCache's measurements of every model are not in this version. Use --step-cache "
+        "first-block, which needs none",
+        switch=True,
+    ),
     "device_map": Refusal(
         "a model is not cut up by layers, of which one would work at a time. Use "
         "--ulysses-degree or --ring-degree to share it; for a plug-in that places its own parts, "
@@ -141,12 +145,28 @@ def _meaning(name: str, value: Any, ours: Layer) -> dict[str, Any]:
     match name:
         case "parallel_vae" | "vae_sp":
             return {"vae_parallel": "auto" if value else "off"}
+        case "cache":
+            return {"step_cache": "first-block" if value else "none"}
+        case "Fn" | "Bn":
+            return _blocks(name, value)
         case "parallel_text_encoder":
             return {"tp_size": _ranks(name, ours)} if value else {}
         case "parallel_type":
             degree = {"tp": "tp_size", "ulysses": "ulysses_degree", "ring": "ring_degree"}[value]
             return {degree: _ranks(name, ours)}
     return _backend(value, ours)
+
+
+def _blocks(name: str, value: int) -> dict[str, Any]:
+    """The one number that a step cache has."""
+    only = {"Fn": 1, "Bn": 0}[name]
+    if value != only:
+        raise ConfigError(
+            f"{flag(name)} {value}: --step-cache first-block always computes the first block and "
+            f"no last ones, so {flag(name)} is {only}. Leave it out.",
+            param=name,
+        )
+    return {}
 
 
 def _add(ours: dict[str, Any], name: str, meant: Layer) -> None:

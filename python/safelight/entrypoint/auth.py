@@ -38,6 +38,14 @@ def _refuse_other_sites(request: Request) -> None:
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    own = origin is None or _authority(origin) == request.headers.get("host")
     if site in ("cross-site", "same-site") or not own:
         raise Forbidden("This server has no API key, and so takes nothing from other web pages.")
+
+
+def _authority(origin: str) -> str | None:
+    """Host and port; None of what is no origin."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # half an IPv6 address
+        return None

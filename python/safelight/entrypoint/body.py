@@ -7,12 +7,13 @@ Forms carry strings only and write structure with brackets: `a[b]`, `list[]`, `l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import tempfile
 import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from fastapi import Request
@@ -91,42 +92,49 @@ async def _read(request: Request, *, form: bool) -> Body:
                 await asyncio.to_thread(spool.write, chunk)
         spool.seek(0)
         if size <= IN_MEMORY:
-            return _parsed(spool.read(), form=form)
-        return await asyncio.to_thread(lambda: _parsed(spool.read(), form=form))
+            return _parsed(spool, form=form)
+        return await asyncio.to_thread(_parsed, spool, form=form)
 
 
-def _parsed(data: bytes, *, form: bool) -> Body:
+def _parsed(spool: IO[bytes], *, form: bool) -> Body:
+    data = spool.read()
     # curl calls everything a form that it is not told is something else.
-    if form and not data.lstrip().startswith(b"{"):
-        return Body(_flat(nested(_pairs(data))), strict=False)
-    return Body(_flat(_object(data)), strict=True)
+    form = form and not data[:MAX_FIELDS].lstrip().startswith(b"{")
+    try:
+        values = nested(_pairs(data)) if form else _object(data)
+    finally:
+        del data  # what goes wrong outlives this for a while, and its frames with it
+    return Body(_flat(values), strict=not form)
 
 
 def _pairs(data: bytes) -> list[tuple[str, str]]:
-    try:
-        return urllib.parse.parse_qsl(
-            data.decode("ascii"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=MAX_FIELDS,
-        )
-    except ValueError as failure:  # bad UTF-8, too
+    fields, found = data.count(b"&") + 1, None
+    with contextlib.suppress(ValueError):  # bad UTF-8, too; it would keep the data
+        if fields <= MAX_FIELDS:
+            found = urllib.parse.parse_qsl(
+                data.decode("ascii"), keep_blank_values=True, errors="strict"
+            )
+    del data
+    if found is None:
         raise InvalidRequest(
             f"The body is not a url-encoded form of UTF-8 text with at most {MAX_FIELDS} fields.",
             code="invalid_form",
-        ) from failure
+        )
+    return found
 
 
 def _object(data: bytes) -> dict[str, Any]:
+    value, wrong = {}, None
     if (commas := data.count(b",")) > MAX_VALUES:
-        raise InvalidRequest(
-            f"The body has {commas} commas; JSON of at most {MAX_VALUES} values is read.",
-            code="invalid_json",
-        )
-    try:
-        value = msgspec.json.decode(data) if data.strip() else {}
-    except (ValueError, RecursionError) as failure:  # bad UTF-8 is a ValueError too
-        raise InvalidRequest(f"The body is not JSON: {failure}", code="invalid_json") from failure
+        wrong = f"it has {commas} commas, and at most {MAX_VALUES} values are read"
+    elif not data.isspace() and data:
+        try:
+            value = msgspec.json.decode(data)
+        except (ValueError, RecursionError) as failure:  # bad UTF-8 is a ValueError too
+            wrong = str(failure)
+    del data  # and no chain: an error keeps its frames and what could not be decoded
+    if wrong is not None:
+        raise InvalidRequest(f"The body is not JSON: {wrong}", code="invalid_json")
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
     return value

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import functools
+import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,9 +47,18 @@ async def media_of(body: Body, server: ServerConfig) -> Media:
     sources = _without_strays(sources, body)
     fetched = await _fetched(sources, server)
     del sources
-    work = functools.partial(_decoded, fetched, server.max_input_pixels)
+    decoding = asyncio.get_running_loop().run_in_executor(
+        _decoders(), _decoded, fetched, server.max_input_pixels
+    )
     del fetched
-    return await asyncio.get_running_loop().run_in_executor(_decoders(), work)
+    try:
+        return await decoding
+    except InvalidRequest as failure:
+        # It outlives this for a while, with all the pictures that its frames hold.
+        traceback.clear_frames(failure.__traceback__)
+        if failure.__cause__ is not None:
+            traceback.clear_frames(failure.__cause__.__traceback__)
+        raise
 
 
 def _without_strays(sources: list[tuple[str, Source]], body: Body) -> list[tuple[str, Source]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.native_schema import GenerateBody, Generated
 from safelight.entrypoint.openai import parsing
+from safelight.entrypoint.openai.events import encoded
 from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
 from safelight.errors import GenerationFailed, InvalidRequest
 from safelight.manager.building import build_request, output_of
@@ -110,7 +109,7 @@ async def _answer(view: JobView, asked: GenerateBody, http: Request) -> dict[str
     files = urls
     if asked.output_format != "path":
         paths = [Path(output.path) for output in view.outputs]
-        files = [await asyncio.to_thread(_base64, path) for path in paths]
+        files = [await _base64(path) for path in paths]
     answer = _parameters(view) | {
         "id": view.id,
         "model": request.model,
@@ -161,10 +160,8 @@ def _url(http: Request, kind: Output, job_id: str, index: int) -> str:
     return f"{http.base_url}v1/{kind}s/{job_id}/content{query}"
 
 
-def _base64(path: Path) -> str:
-    try:
-        return base64.b64encode(path.read_bytes()).decode("ascii")
-    except FileNotFoundError as failure:
-        raise GenerationFailed(
-            "The file was removed before it was sent.", code="content_gone"
-        ) from failure
+async def _base64(path: Path) -> str:
+    data = await encoded(path)
+    if data is None:
+        raise GenerationFailed("The file was removed before it was sent.", code="content_gone")
+    return data

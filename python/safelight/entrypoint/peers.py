@@ -42,7 +42,7 @@ router = APIRouter(tags=["native"], responses=schema.ERRORS)
 async def model_info(manager: Manager, config: Config) -> ServedInfo:
     """The first model as SGLang Diffusion and cache-dit serving describe theirs, and under `models`
     all of them. `model_path` is the name that requests give as `model`."""
-    found = await asyncio.to_thread(lambda: [_info(c, manager, config) for c in _cards(manager)])
+    found = [await _info(card, manager, config) for card in _cards(manager)]
     return ServedInfo.model_validate(found[0] | {"models": found})
 
 
@@ -58,7 +58,7 @@ async def model_status(manager: Manager) -> ModelStatus:
 async def load_model(body: ParsedBody, manager: Manager) -> ModelLoaded:
     """Load a model, the first if none is named; answers when it serves."""
     asked = fields.convert(LoadBody, body.values, strict=body.strict)
-    card = manager.card(asked.model)
+    card = _cards(manager)[0] if asked.model is None else manager.card(asked.model)
     before = manager.models.standing(card.name)
     await manager.models.load(card.name)
     done = "was loaded already" if before is Standing.LOADED else "is loaded"
@@ -105,8 +105,8 @@ def _ranks(name: str, manager: RequestManager) -> list[tuple[int, RankInfo]]:
     return [(group.group, rank) for group in groups for rank in group.ranks]
 
 
-def _info(card: ModelCard, manager: RequestManager, config: EngineConfig) -> dict[str, Any]:
-    """Reads a file of the model."""
+async def _info(card: ModelCard, manager: RequestManager, config: EngineConfig) -> dict[str, Any]:
+    pipeline = await asyncio.to_thread(_pipeline_class, card)
     own = config.of(card.name)
     devices = {rank.device for _, rank in _ranks(card.name, manager)} or {own.model.device}
     device = sorted(devices)[0].partition(":")[0]
@@ -117,7 +117,7 @@ def _info(card: ModelCard, manager: RequestManager, config: EngineConfig) -> dic
         "tasks": list(card.tasks),
         "task_type": _task_type(card),
         "pipeline_name": f"{card.family}_pipeline",
-        "pipeline_class": _pipeline_class(card),
+        "pipeline_class": pipeline,
         "num_gpus": complete(own.parallel).num_gpus,
         "dit_precision": _precision(
             own.model.dit_precision, {"cuda": "bf16", "cpu": "fp32"}, device

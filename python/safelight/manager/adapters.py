@@ -20,7 +20,7 @@ from safelight.config import EngineConfig
 from safelight.errors import ConfigError, InvalidRequest, NotFound, RequestError, Unavailable
 from safelight.manager import adapter_files, wanted
 from safelight.manager.adaptable import Adaptable, adaptable
-from safelight.manager.catalog import CatalogDirectory, stamp_of
+from safelight.manager.catalog import CatalogDirectory
 from safelight.manager.database import Database
 from safelight.manager.shelf import Held, Shelf
 from safelight.manager.trying import Send, Trying
@@ -58,7 +58,7 @@ class Adapters:
         self._config = config
         self._send = send
         self._in_use = in_use
-        self._directory = CatalogDirectory(config.lora.lora_dir)
+        self._directory = CatalogDirectory(config.lora.lora_dir, self._shelf)
         self._catalog = Catalog()
         self._models: dict[str, Adaptable] = {}
         self._untried: set[str] = set()
@@ -116,16 +116,7 @@ class Adapters:
         if (entry := self._catalog.registered.get(name)) is not None:
             held.add(entry.digest)
             return entry.digest
-        path = await self._directory.find(name)
-        if path is None:
-            return None
-        stamp = stamp_of(path)
-        digest = self._directory.known(path, stamp)
-        if digest is None or digest not in self._shelf:
-            digest = await self._shelf.bring(path, held, param="lora")
-            self._directory.note(path, stamp, digest)
-        held.add(digest)
-        return digest
+        return await self._directory.digest(name, held)
 
     # ---------------------------------------------------------------------- what administrators do
 
@@ -193,39 +184,39 @@ class Adapters:
                     f"No adapter is set on {model}: set one with /v1/set_lora first.",
                     param="lora_nickname",
                 )
-            adapters = tuple(self._aimed(model, choice, target, strength))
-            if not adapters:
+            parts = [await self._parted(model, one, target) for one in choice.adapters]
+            if all(inside is None for inside, _ in parts):
                 raise InvalidRequest(
                     f"None of the adapters set on {model} changes {target}.", param="target"
                 )
+            adapters = tuple(_aimed(parts, choice.on, strength))
             choice = Choice(adapters=adapters, merged=True)
             await self._commit(chosen={**self._catalog.chosen, model: choice})
         return choice
 
-    def _aimed(
-        self, model: str, choice: Choice, target: str, strength: float | None
-    ) -> Iterator[Adapter]:
-        """The adapters of a choice as a merge into `target` leaves them: what is off elsewhere
-        stays off, what is in force there stays as it is."""
-        for one in choice.adapters:
-            inside, outside = self._parted(model, one, target)
-            if inside is not None:
-                scale = inside.scale if strength is None else strength
-                yield msgspec.structs.replace(inside, scale=scale)
-            if choice.on:
-                yield from outside
-
-    def _parted(
+    async def _parted(
         self, model: str, adapter: Adapter, target: str
     ) -> tuple[Adapter | None, list[Adapter]]:
-        """The part of an adapter that changes `target`, and the rest."""
+        """The part of an adapter that changes `target`, and the rest. Raises `InvalidRequest` if no
+        rank can say what it changes."""
         if target in ("all", adapter.target):
             return adapter, []
         if adapter.target != "all":
             return None, [adapter]
+        if not self.trying.fits(model, adapter):
+            await self._load(model, adapter, param="target")
+        names = self.trying.components(model, adapter)
+        if names == ["all"]:
+            raise InvalidRequest(
+                f"What '{adapter.name}' changes is known once it is loaded, and {model} is not: "
+                "load the model first, or merge into all.",
+                param="target",
+            )
+        if target not in names:
+            return None, [adapter]
         replace = msgspec.structs.replace
-        others = [name for name in self.trying.components(model, adapter) if name != target]
-        return replace(adapter, target=target), [replace(adapter, target=name) for name in others]
+        others = [replace(adapter, target=name) for name in names if name != target]
+        return replace(adapter, target=target), others
 
     async def unmerge(self, model: str) -> Choice | None:
         """Later requests of a model get it as it was loaded; what was set can be merged again."""
@@ -380,6 +371,19 @@ class Adapters:
             return "this server has none."
         more = f" and {len(names) - 50} more" if len(names) > 50 else ""
         return f"this server has {', '.join(names[:50])}{more}."
+
+
+def _aimed(
+    parts: Iterable[tuple[Adapter | None, list[Adapter]]], on: bool, strength: float | None
+) -> Iterator[Adapter]:
+    """Adapters as a merge into a target leaves them, from their parts inside and outside of it:
+    what is off elsewhere stays off, what is in force there stays as it is."""
+    for inside, outside in parts:
+        if inside is not None:
+            scale = inside.scale if strength is None else strength
+            yield msgspec.structs.replace(inside, scale=scale)
+        if on:
+            yield from outside
 
 
 def _without(mapping: Mapping[str, V], key: str) -> dict[str, V]:

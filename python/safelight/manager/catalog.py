@@ -7,16 +7,20 @@ from pathlib import Path
 
 from safelight.errors import Unavailable
 from safelight.manager import adapter_files
+from safelight.manager.shelf import Held, Shelf
 
-Stamp = tuple[int, int, int]
+_Stamp = tuple[int, int, int]
 
 
 class CatalogDirectory:
     """The adapters of a directory, and the digests of those that were used since the start."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, shelf: Shelf) -> None:
+        """Files are brought to `shelf`."""
         self._path = None if path is None else Path(path)
-        self._known: dict[Path, tuple[Stamp, str]] = {}
+        self._shelf = shelf
+        self._known: dict[Path, tuple[_Stamp, str]] = {}
+        self._bringing = asyncio.Lock()
 
     @property
     def digests(self) -> set[str]:
@@ -37,21 +41,34 @@ class CatalogDirectory:
             del self._known[path]
         return found
 
-    async def find(self, name: str) -> Path | None:
-        """The file of an adapter. Raises `Unavailable` if the directory cannot be read."""
-        return (await self.names()).get(name)
+    async def digest(self, name: str, held: Held) -> str | None:
+        """The digest of an adapter, whose file is on the shelf then; None: there is no such.
 
-    def known(self, path: Path, stamp: Stamp) -> str | None:
-        """The digest of a file, if it was noted with this stamp."""
-        noted = self._known.get(path)
-        return None if noted is None or noted[0] != stamp else noted[1]
+        Raises `Unavailable` if the directory cannot be read, and as `Shelf.bring`.
+        """
+        path = (await self.names()).get(name)
+        if path is None:
+            return None
+        digest = self._there(path)
+        if digest is None:
+            async with self._bringing:  # it is large: of all who ask at once, one copies it
+                digest = self._there(path) or await self._bring(path, held)
+        held.add(digest)
+        return digest
 
-    def note(self, path: Path, stamp: Stamp, digest: str) -> None:
-        """Remember a digest; the stamp must be older than the reading of the file."""
+    def _there(self, path: Path) -> str | None:
+        """The digest of a file, if it is on the shelf as it is now."""
+        stamp, digest = self._known.get(path, (None, ""))
+        return digest if stamp == _stamp_of(path) and digest in self._shelf else None
+
+    async def _bring(self, path: Path, held: Held) -> str:
+        stamp = _stamp_of(path)  # before it is read
+        digest = await self._shelf.bring(path, held, param="lora")
         self._known[path] = stamp, digest
+        return digest
 
 
-def stamp_of(path: Path) -> Stamp:
+def _stamp_of(path: Path) -> _Stamp:
     """Tells a file from another one, or from itself before it was changed."""
     try:
         found = path.stat()

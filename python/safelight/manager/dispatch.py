@@ -16,6 +16,7 @@ from safelight.request import (
     Inputs,
     Picture,
     SampleSpec,
+    Sampling,
     index_of,
     sample_id,
 )
@@ -58,7 +59,7 @@ class Dispatcher:
             prompt=request.prompt,
             sampling=sampling,
             priority=request.priority,
-            batch_key=card.batch_key(sampling, request.task, request.inputs) + _adapted(request),
+            batch_key=_batch_key(card, sampling, request, index),
             tokens=card.tokens(sampling, request.inputs),
             delivery=Delivery(
                 path=self._path(live, index),
@@ -97,6 +98,13 @@ class Dispatcher:
         if live.destinations is not None:
             return live.destinations[index]
         return str(self._content.place(live.request.id, index, live.request.format))
+
+
+def _batch_key(card: ModelCard, sampling: Sampling, request: GenerationRequest, index: int) -> str:
+    """Samples with equal keys may share a forward."""
+    if card.alone:
+        return f"alone: {sample_id(request.id, index)}"
+    return card.batch_key(sampling, request.task, request.inputs) + _adapted(request)
 
 
 def _adapted(request: GenerationRequest) -> str:

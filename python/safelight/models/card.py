@@ -78,6 +78,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     compresses it: the first frame stands alone)."""
     rehearsed: bool = True
     """Whether the ranks try it out before they serve; not where a picture costs money."""
+    alone: bool = False
+    """Whether no two samples share a forward: each has a step cache of its own."""
     shards: int = 1
     """Ranks that share the tokens of one sample."""
     even_shards: bool = False

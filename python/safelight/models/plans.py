@@ -1,4 +1,4 @@
-"""What is known of transformers by their class: how their sequence is split, and what forbids it.
+"""What is known of transformers by class: how sequences are split, what forbids it, and caches.
 
 Data only, and no torch: the entrypoint checks a layout with it. Only what `test_sequence.py`
 compares with one rank is here; of a class that is not, nothing is claimed.
@@ -27,10 +27,12 @@ class Transformer(msgspec.Struct, frozen=True, kw_only=True):
     heads: str = "num_attention_heads"
     """Key of `config.json` with the number of attention heads."""
     masks: Masks = "never"
+    cached: bool = False
+    """Whether its family runs it with a step cache: `test_first_block.py` compares it."""
 
 
 TRANSFORMERS = {
-    "FluxTransformer2DModel": Transformer(),
+    "FluxTransformer2DModel": Transformer(cached=True),
     "Flux2Transformer2DModel": Transformer(),
     "LTXVideoTransformer3DModel": Transformer(plan=SequencePlan(masks_repeat=True), masks="always"),
     # diffusers' own plan forgets the positions of the attention between video and sound. The sound
@@ -53,8 +55,8 @@ TRANSFORMERS = {
         ),
         masks="always",
     ),
-    "QwenImageTransformer2DModel": Transformer(masks="mixed"),
-    "WanTransformer3DModel": Transformer(),
+    "QwenImageTransformer2DModel": Transformer(masks="mixed", cached=True),
+    "WanTransformer3DModel": Transformer(cached=True),
     # Image and text are refined apart and whole, then joined: there the split begins. The joined
     # sequence is padded to a multiple of 32.
     "ZImageTransformer2DModel": Transformer(
@@ -90,6 +92,11 @@ def masked(class_name: str, *, mixed: bool = True) -> bool:
     """
     known = TRANSFORMERS.get(class_name, Transformer())
     return known.masks == "always" or (mixed and known.masks == "mixed")
+
+
+def cached(class_name: str) -> bool:
+    """Whether a family runs this class with a step cache."""
+    return TRANSFORMERS.get(class_name, Transformer()).cached
 
 
 def heads(config: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ import msgspec
 from safelight.builtin import builtin_model
 from safelight.config import EngineConfig, ModelConfig
 from safelight.errors import ConfigError
-from safelight.models import hub, plugins, served
+from safelight.models import hub, plans, plugins, served
 from safelight.models.card import CardOverrides, ModelCard
 from safelight.parallel import providers, vaes
 from safelight.parallel.layout import Capabilities, Layout, check, complete
@@ -170,13 +170,15 @@ def load_card(config: EngineConfig) -> ModelCard:
     vaes.check(config.parallel.vae_parallel, vaes.read(directory))
     _check_backend(config, capabilities)
     _check_compiled(config, layout)
+    _check_cached(config.model, capabilities)
     overrides = CardOverrides.read(directory)
     name = config.model_name if config.model.served_model_name else overrides.name
     card: ModelCard = spec.card(directory, name or config.model_name)
     card = overrides.apply(card)
     even = layout.even or config.parallel.sequence_parallel_backend == "xfuser"
     card = served.offered(card, config.model)
-    return msgspec.structs.replace(card, shards=layout.sp, even_shards=even)
+    alone = config.model.step_cache != "none"
+    return msgspec.structs.replace(card, alone=alone, shards=layout.sp, even_shards=even)
 
 
 def load_cards(config: EngineConfig) -> tuple[EngineConfig, dict[str, ModelCard]]:
@@ -223,6 +225,17 @@ def _check_compiled(config: EngineConfig, layout: Layout) -> None:
             "--enable-torch-compile does not work where ranks share a sequence "
             f"({layout.flags()}). Leave it out, or use --dp-size for replicas.",
             param="enable_torch_compile",
+        )
+
+
+def _check_cached(model: ModelConfig, capabilities: Capabilities) -> None:
+    """Raise `ConfigError` if a step cache is asked for, and the model runs without any."""
+    if model.step_cache != "none" and not capabilities.cached:
+        known = ", ".join(name for name in plans.TRANSFORMERS if plans.cached(name))
+        raise ConfigError(
+            f"--step-cache {model.step_cache} is not for {capabilities.transformer} here; families "
+            f"with {known} have it. Leave it out.",
+            param="step_cache",
         )
 
 

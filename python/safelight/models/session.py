@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class Denoising:
     """Denoising steps done."""
     estimate: torch.Tensor | None = None
     """What the latents will become, as the last step had it, where a preview is due."""
+    cached: dict[Any, Any] = field(default_factory=dict)
+    """What step caches know of it; see `safelight.cache.first_block`."""
 
     @property
     def steps(self) -> int:

@@ -40,6 +40,7 @@ def capabilities(
         transformer=transformer["_class_name"],
         sequence=plans.sequence(transformer["_class_name"]),
         masked=plans.masked(transformer["_class_name"], mixed=mixed),
+        cached=plans.cached(transformer["_class_name"]),
         guided=guided,
         heads=plans.heads(transformer),
         width=width,

@@ -92,6 +92,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its sequence can be split: there is a plan for it."""
     masked: bool = False
     """Whether its attention may take a mask."""
+    cached: bool = False
+    """Whether it runs with a step cache."""
     guided: bool = True
     """Whether it runs a conditional and an unconditional forward."""
     encoder_heads: dict[str, int] = {}

@@ -108,7 +108,7 @@ def _time(
     family: Family, card: ModelCard, mesh: Mesh, sampling: Sampling, inputs: Inputs
 ) -> Iterator[Timing]:
     tokens = card.tokens(sampling, inputs)
-    for size in BATCHES:
+    for size in (1,) if card.alone else BATCHES:
         # The first forward of a shape allocates; new prompts, because embeddings are cached.
         for kind in ("rehearsal", "warm-up"):
             specs = [

@@ -82,5 +82,26 @@ def test_another_file_of_that_name_stays(tmp_path: Path) -> None:
     assert path.read_text() == '{"mine": 1}\n'
 
 
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("text", ['{"mine": 1}', '{"mine": 1}\n{"mi', "\n"])
+def test_another_file_is_not_taken_for_one_that_was_cut_off(
+    tmp_path: Path, text: str, resume: bool
+) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"another --output-path"):
+        Results(tmp_path, resume=resume)
+    assert path.read_text() == text
+
+
+def test_without_resume_nothing_is_cut_off(tmp_path: Path) -> None:
+    path = written(tmp_path, record("a"))
+    cut = path.read_bytes()[:-7]
+    path.write_bytes(cut)
+    with pytest.raises(ConfigError, match="Give --resume"):
+        Results(tmp_path, resume=False)
+    assert path.read_bytes() == cut
+
+
 def test_nothing_is_left_of_a_batch_that_never_began(tmp_path: Path) -> None:
     assert not written(tmp_path).exists()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 import httpx2
 import pytest
 from openai import APIError, OpenAI
+from starlette.types import Message
 
+from fakes.engine_peer import request
 from fakes.events import blocks
 from fakes.stack import Stack
 from safelight.entrypoint import sse
+from safelight.entrypoint.openai import streaming
 from safelight.request import SampleSpec, State
 from safelight.wire import messages as m
+
+SCOPE = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}}
 
 
 def submitted(stack: Stack) -> SampleSpec:
@@ -142,3 +148,53 @@ def test_who_leaves_a_stream_cancels_its_job(manual: Stack, slow: httpx2.Client)
         next(blocks(response))
     cancelled = manual.call(manual.peer.next(m.Cancel))
     assert cancelled.samples == (spec.id,)
+
+
+def test_who_left_before_the_stream_began_cancels_its_job(manual: Stack) -> None:
+    async def begin_and_leave() -> None:
+        wanted = request("image_1", task="text-to-image")
+        await manual.manager.submit(wanted)
+        response = streaming.respond(manual.manager, wanted, "image_generation", {})
+        await response(SCOPE, gone, unheard)
+
+    manual.call(begin_and_leave())
+    (spec,) = manual.call(manual.peer.submitted())
+    assert manual.call(manual.peer.next(m.Cancel)).samples == (spec.id,)
+
+
+async def gone() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def unheard(message: Message) -> None:
+    pass
+
+
+@pytest.mark.anyio
+async def test_who_leaves_while_the_connection_is_kept_alive_ends_the_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.0)
+    full, ended, wrong = asyncio.Event(), asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+
+    async def events() -> AsyncGenerator[sse.Event]:
+        try:
+            await asyncio.Event().wait()
+            yield sse.Event("never", {})
+        finally:
+            ended.set()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            full.set()
+            await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        await full.wait()
+        return {"type": "http.disconnect"}
+
+    await sse.respond(events())(SCOPE, receive, send)
+    assert ended.is_set()
+    await asyncio.sleep(0)
+    assert wrong == []

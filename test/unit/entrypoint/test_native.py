@@ -251,6 +251,7 @@ def test_other_sites_change_nothing_on_a_server_without_a_key(client: httpx2.Cli
     foreign: list[dict[str, str]] = [
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ]

@@ -210,6 +210,28 @@ def test_files_of_kohyas_scripts_are_read(
     assert np.array_equal(*made)
 
 
+@pytest.mark.filterwarnings("ignore:Adapter .default.:UserWarning")  # peft takes a bias for broken
+@pytest.mark.parametrize("option", ["use_dora", "use_rslora", "lora_bias"])
+def test_kinds_of_lora(checkpoints: Checkpoints, tmp_path: Path, option: str) -> None:
+    """As diffusers has them; merged they are the same, and leave nothing."""
+    where = checkpoints.of(WAN)
+    path = fakes.write(where, tmp_path / "mine", 1, ["transformer"], **{option: True})
+    one = fakes.adapter(path, 0.6)
+    spec = msgspec.structs.replace(cases.sample(WAN, where), adapters=(one,))
+    with fakes.upstream([one]):
+        expected = WAN.reference(where, spec)
+    family = cases.loaded(where)
+    before, stepper = bits(family.pipeline), Stepper(family, Mesh.single(cases.CPU))
+    stepper.begin(spec)
+    assert np.array_equal(stepper.finish(spec.id), expected)
+    apart = forward(family)
+    family.lora.wear([one], merged=True)
+    assert torch.allclose(forward(family), apart, atol=1e-5)
+    family.lora.drop(one.digest)
+    assert same(bits(family.pipeline), before)
+    assert tuners(family.pipeline) == []
+
+
 # ------------------------------------------------------------------------------------- merging
 
 

@@ -17,6 +17,7 @@ from safelight.manager.adapters import Asked
 from safelight.manager.manager import RequestManager
 from safelight.manager.wanted import IN_FORCE, named
 from safelight.request import Adapter, GenerationRequest
+from safelight.store.adapters import AdapterStore
 from safelight.wire import messages as m
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +192,30 @@ class TestMerging:
         found = used(await accepted(manager, "video_1"))
         assert found == [("style", 0.4, "transformer"), *rest]
 
+    @pytest.mark.parametrize("unmerged", [True, False])
+    async def test_what_it_does_not_change_is_refused_and_nothing_changes(
+        self, lab: Any, style: Path, unmerged: bool
+    ) -> None:
+        manager = await lab.manager()
+        await manager.adapters.put(NAME, [asked("style", style)])  # it changes the transformer
+        if unmerged:
+            await manager.adapters.unmerge(NAME)
+        before = manager.adapters.choice(NAME)
+        with pytest.raises(InvalidRequest, match="None of the adapters .* changes text_encoder"):
+            await manager.adapters.merge(NAME, "text_encoder", None)
+        assert manager.adapters.choice(NAME) == before
+
+    async def test_a_part_of_what_nobody_has_loaded_is_refused(self, lab: Any, style: Path) -> None:
+        manager = await lab.manager()
+        lab.peer.parts = {}  # as of a model that is not loaded
+        await manager.adapters.put(NAME, [asked("style", style)])
+        with pytest.raises(InvalidRequest, match="once it is loaded") as failure:
+            await manager.adapters.merge(NAME, "transformer", 0.4)
+        assert failure.value.param == "target"
+        lab.peer.parts = {"transformer": 4}
+        await manager.adapters.merge(NAME, "transformer", 0.4)
+        assert used(await accepted(manager, "video_1")) == [("style", 0.4, "transformer")]
+
     async def test_nothing_to_merge_is_said(self, lab: Any) -> None:
         manager = await lab.manager()
         with pytest.raises(InvalidRequest, match="set_lora first"):
@@ -209,6 +234,23 @@ class TestOfARequest:
         assert [one.digest for one in mine.adapters] == [digest(face), digest(style)]
         none = (await manager.submit(request("video_2", adapters=()))).request
         assert none.adapters == ()
+
+    async def test_requests_that_come_together_copy_it_once(
+        self, lab: Any, style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manager = await lab.manager(lora_dir=str(tmp_path))
+        taken: list[Path] = []
+        take = AdapterStore.take
+
+        def counted(store: AdapterStore, source: Path) -> tuple[Path, str]:
+            taken.append(source)
+            return take(store, source)
+
+        monkeypatch.setattr(AdapterStore, "take", counted)
+        together = [accepted(manager, f"video_{number}", own("style")) for number in range(4)]
+        found = await asyncio.gather(*together)
+        assert {one.adapters[0].digest for one in found} == {digest(style)}
+        assert taken == [style]
 
     async def test_an_unknown_one_names_those_that_are_known(
         self, lab: Any, style: Path, tmp_path: Path

@@ -5,15 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from safelight.errors import ConfigError
+from safelight.output import writing
 
 NAME = "results.jsonl"
+_BEGIN = b'{"id":"'
+"""Of every record, and so of one that was cut off."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,16 +60,17 @@ class Results:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b", buffering=0)
+            writing.flush_directory(directory)
         except OSError as failure:
             raise ConfigError(f"Cannot write {self.path}: {failure.strerror}.") from failure
         try:
             self._hold()
-            records = list(self._records())
-            if records and not resume:
+            if not resume and os.fstat(self._file.fileno()).st_size:
                 raise ConfigError(
                     f"{self.path} has results already. Give --resume to go on with what is not "
                     "done, or another --output-path."
                 )
+            records = self._records()
         except ConfigError:
             self._file.close()
             raise
@@ -79,22 +82,33 @@ class Results:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as failure:
             raise ConfigError(f"Another process is writing {self.path}.") from failure
+        if os.fstat(self._file.fileno()).st_nlink == 0:  # removed by the one that had it before
+            raise ConfigError(f"Another process was writing {self.path}; try again.")
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> list[Record]:
         """What is there; a last line that was cut off when a process was killed is removed."""
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        if whole < len(data):
+        records = [self._record(*one) for one in enumerate(data[:whole].splitlines(), start=1)]
+        rest = data[whole:]
+        if not (rest.startswith(_BEGIN) or _BEGIN.startswith(rest)):
+            raise self._foreign(len(records) + 1, "it has another form")
+        if rest:
             self._file.truncate(whole)
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            try:
-                yield msgspec.json.decode(line, type=Record)
-            except msgspec.DecodeError as failure:
-                raise ConfigError(
-                    f"{self.path}, line {number}, is no result of a batch: {failure}. Choose "
-                    "another --output-path."
-                ) from failure
+        return records
+
+    def _record(self, number: int, line: bytes) -> Record:
+        try:
+            return msgspec.json.decode(line, type=Record)
+        except msgspec.DecodeError as failure:
+            raise self._foreign(number, failure) from failure
+
+    def _foreign(self, number: int, reason: object) -> ConfigError:
+        return ConfigError(
+            f"{self.path}, line {number}, is no result of a batch: {reason}. Choose another "
+            "--output-path."
+        )
 
     def _complete(self, records: list[Record]) -> set[str]:
         last = {record.id: record for record in records}

@@ -172,8 +172,11 @@ async def _shown(preview: Preview, base: str) -> dict[str, Any]:
 
 async def encoded(path: Path) -> str | None:
     """The file in base64; None if it is there no longer."""
+    return await asyncio.to_thread(_encoded, path)
+
+
+def _encoded(path: Path) -> str | None:
     try:
-        data = await asyncio.to_thread(path.read_bytes)
+        return base64.b64encode(path.read_bytes()).decode("ascii")
     except FileNotFoundError:
         return None
-    return base64.b64encode(data).decode("ascii")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 
+from safelight.cache.first_block import StepCache
 from safelight.config import EngineConfig
 from safelight.models import halves, samplers
 from safelight.models.base import DiffusersFamily, split
@@ -78,6 +79,7 @@ class FluxBase(DiffusersFamily):
 
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
         super().__init__(pipeline, mesh, config)
+        self._cache = StepCache.apply(self.transformer, mesh, config.model)
         self._sequence = split(self.transformer, mesh)
         self._scaling = OfAll(pipeline.vae)
         self._pictures = PictureEncoder(self._vae, config.model.prompt_cache_entries)
@@ -158,7 +160,7 @@ class FluxBase(DiffusersFamily):
         text = torch.cat([w.text for w in words])
         guidance = [s.guidance for s in sessions if s.guidance is not None]
         self._sequence.prepare(inputs.shape[1], text.shape[1])
-        with self.transformer.cache_context(context):
+        with self._cache.context(context, sessions):
             noise = self.transformer(
                 hidden_states=inputs,
                 timestep=timesteps / 1000,

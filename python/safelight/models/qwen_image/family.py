@@ -22,6 +22,7 @@ from diffusers import (
 )
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import retrieve_timesteps
 
+from safelight.cache.first_block import StepCache
 from safelight.config import EngineConfig
 from safelight.errors import GenerationFailed
 from safelight.models import halves, samplers
@@ -47,6 +48,7 @@ class QwenImageFamily(DiffusersFamily):
 
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
         super().__init__(pipeline, mesh, config)
+        self._cache = StepCache.apply(self.transformer, mesh, config.model)
         self._sequence = split(self.transformer, mesh)
         self._channels = self.transformer.config.in_channels // 4
         self._positions = len(self.transformer.pos_embed.pos_freqs)
@@ -220,7 +222,7 @@ class QwenImageFamily(DiffusersFamily):
         timesteps = torch.stack([s.timestep for s in sessions]).to(latents.dtype)
         text, mask = padded(texts, self._sequence.ranks)
         self._sequence.prepare(latents.shape[1], text.shape[1])
-        with self.transformer.cache_context(context):
+        with self._cache.context(context, sessions):
             noise = self.transformer(
                 hidden_states=latents,
                 timestep=timesteps / 1000,

@@ -38,7 +38,7 @@ class WanFamily(DiffusersFamily):
     def __init__(self, pipeline: Any, mesh: Mesh, config: EngineConfig) -> None:
         super().__init__(pipeline, mesh, config)
         transformers = (pipeline.transformer, pipeline.transformer_2)
-        self._experts = [Expert(one, mesh) for one in transformers if one is not None]
+        self._experts = [Expert(one, mesh, config.model) for one in transformers if one is not None]
         self._text_dtype = pipeline.text_encoder.dtype
         self._scaling = ByChannel(pipeline.vae)
         entries = config.model.prompt_cache_entries

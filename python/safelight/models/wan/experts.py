@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from safelight.cache.first_block import StepCache
+from safelight.config import ModelConfig
 from safelight.models import halves
 from safelight.models.base import split
 from safelight.models.wan.sessions import WanSession
@@ -22,9 +24,10 @@ from safelight.parallel.mesh import Mesh
 class Expert:
     """One transformer, and the steps taken with it."""
 
-    def __init__(self, transformer: Any, mesh: Mesh) -> None:
+    def __init__(self, transformer: Any, mesh: Mesh, model: ModelConfig) -> None:
         self.transformer = transformer
         self._guidance = Guidance(mesh)
+        self._cache = StepCache.apply(transformer, mesh, model)
         self._sequence = split(transformer, mesh)
         # Asking a module for its dtype walks all of it: 0.7 ms, too much for every step.
         self.dtype = transformer.dtype
@@ -41,19 +44,18 @@ class Expert:
             names = [session.spec.id for session in sessions]
             visions = [session.conditioning.vision for session in sessions]
             pictures = [vision for vision in visions if vision is not None]
-            return self._forward(
-                context,
-                torch.cat([inputs[name] for name in names]).to(self.dtype),
-                torch.stack([levels[name] for name in names]),
-                torch.cat(list(texts)),
-                torch.cat(pictures) if pictures else None,
-            )
+            with self._cache.context(context, sessions):
+                return self._forward(
+                    torch.cat([inputs[name] for name in names]).to(self.dtype),
+                    torch.stack([levels[name] for name in names]),
+                    torch.cat(list(texts)),
+                    torch.cat(pictures) if pictures else None,
+                )
 
         halves.step(self._guidance, forward, batch, [session.scale for session in batch])
 
     def _forward(
         self,
-        context: str,
         latents: torch.Tensor,
         timestep: torch.Tensor,
         text: torch.Tensor,
@@ -64,12 +66,11 @@ class Expert:
         self._sequence.prepare(
             math.prod(size // p for size, p in zip(latents.shape[2:], patch, strict=True))
         )
-        with self.transformer.cache_context(context):
-            noise: torch.Tensor = self.transformer(
-                hidden_states=latents,
-                timestep=timestep,
-                encoder_hidden_states=text,
-                encoder_hidden_states_image=vision,
-                return_dict=False,
-            )[0]
+        noise: torch.Tensor = self.transformer(
+            hidden_states=latents,
+            timestep=timestep,
+            encoder_hidden_states=text,
+            encoder_hidden_states_image=vision,
+            return_dict=False,
+        )[0]
         return noise

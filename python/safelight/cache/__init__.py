@@ -1,0 +1,1 @@
+"""Step caches: what a transformer need not compute anew at every step."""
