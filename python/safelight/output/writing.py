@@ -48,7 +48,7 @@ def write(path: Path, fill: Callable[[Path], None]) -> File:
             fill(temporary)
             nbytes, sha256 = _flush(temporary)
             os.replace(temporary, path)
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
     except OSError as failure:
         raise explain(failure, path) from failure
     return File(path, nbytes, sha256)
@@ -84,7 +84,7 @@ def _flush(path: Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
     """Make the rename itself durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

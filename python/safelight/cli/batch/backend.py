@@ -10,9 +10,13 @@ from typing import NamedTuple, Protocol
 
 from safelight.cli.batch.lines import Item
 from safelight.cli.batch.results import File
-from safelight.errors import InvalidRequest
+from safelight.errors import InvalidRequest, SafelightError
 
 PATIENCE = 5.0  # seconds before a full queue is asked again, if it does not say
+
+
+class Lost(SafelightError):
+    """Whoever makes the files is gone for good: what is left is left for `--resume`."""
 
 
 class Made(NamedTuple):
@@ -39,7 +43,7 @@ class Backend(Protocol):
         """Make its files in `directory`.
 
         Raises `SafelightError` if that failed, `Overloaded` or `Unavailable` if it may be asked
-        again. Cancelled, it stops what was begun.
+        again, `Lost` if nothing more can be made. Cancelled, it stops what was begun.
         """
         ...
 

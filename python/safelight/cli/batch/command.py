@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from safelight.cli.batch import lines
+from safelight.cli.batch.backend import Lost, Made
 from safelight.cli.batch.lines import Format, Item
 from safelight.cli.batch.results import Failure, File, Record, Results
 from safelight.cli.generate import INTERRUPTED
@@ -23,11 +24,12 @@ from safelight.config import EngineConfig
 from safelight.errors import ConfigError, Overloaded, SafelightError, Unavailable
 
 if TYPE_CHECKING:
-    from safelight.cli.batch.backend import Backend, Made
+    from safelight.cli.batch.backend import Backend
     from safelight.cli.display import Tally
 
 MAX_SHOWN = 20  # failures in the report
-_PATIENCE = 1.0  # seconds before a server that is not there is asked again
+_PATIENCE = 1.0  # seconds before a server that is not there is asked again, then twice as long, …
+_MAX_PATIENCE = 60.0
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,8 +77,11 @@ def batch(config: EngineConfig, common: Mapping[str, Any], wanted: BatchOptions)
         run = _Run(left, results, wanted, directory)
         status = 0
         if left:
-            status = asyncio.run(run.over(_backend(config, wanted.server, source, left, stack)))
-        print(run.summary(len(items)))
+            backend = _backend(config, wanted.server, source, left, stack)
+            stack.callback(lambda: print(run.summary(len(items))))
+            status = asyncio.run(run.over(backend))
+        else:
+            print(run.summary(len(items)))
     return status
 
 
@@ -144,7 +149,7 @@ class _Run:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self._wanted.in_flight, len(self._items))):
                         group.create_task(self._work(waiting, backend, tally))
-            except* OSError as failures:  # the results cannot be written
+            except* (OSError, Lost) as failures:  # the first: the results cannot be written
                 raise failures.exceptions[0] from None
 
     async def _work(self, waiting: Iterator[Item], backend: Backend, tally: Tally) -> None:
@@ -168,6 +173,8 @@ class _Run:
             files = tuple(
                 msgspec.structs.replace(file, path=self._relative(file.path)) for file in made.files
             )
+        except Lost:
+            raise
         except SafelightError as failure:
             error = Failure(code=failure.code, message=failure.message)
         return Record(
@@ -183,13 +190,13 @@ class _Run:
 
     async def _patiently(self, make: Callable[[], Any]) -> Made:
         """Again after a while, as often as asked for, where that may help."""
-        for _ in range(self._wanted.retries):
+        for attempt in range(self._wanted.retries):
             try:
                 return await make()
             except Overloaded as failure:
-                await asyncio.sleep(failure.retry_after_s)
-            except Unavailable:
-                await asyncio.sleep(_PATIENCE)
+                await asyncio.sleep(min(failure.retry_after_s, _MAX_PATIENCE))
+            except Unavailable:  # its model may have to be loaded again
+                await asyncio.sleep(min(_PATIENCE * 2.0 ** min(attempt, 10), _MAX_PATIENCE))
         return await make()
 
     def _relative(self, path: str) -> str:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safelight.cli import naming
-from safelight.cli.batch.backend import Made, picture
+from safelight.cli.batch.backend import Lost, Made, picture
 from safelight.cli.batch.lines import Item
 from safelight.cli.batch.results import File
 from safelight.cli.generate import adapters_of, compression_of
 from safelight.config import EngineConfig
 from safelight.engine import Engine, Job, read_media
-from safelight.errors import ConfigError, RequestError
+from safelight.errors import ConfigError, RequestError, SafelightError, Unavailable
 from safelight.launch.supervisor import OnStarting
 from safelight.manager.building import build_request, choose, output_of
 from safelight.models.registry import load_cards
@@ -52,11 +52,18 @@ class LocalEngine:
         """Its processes are ended by whoever started them."""
 
     async def make(self, item: Item, directory: Path) -> Made:
+        try:
+            return await self._made(item, directory)
+        except Unavailable as failure:  # an engine that has stopped does not come back
+            raise Lost(failure.message) from failure
+
+    async def _made(self, item: Item, directory: Path) -> Made:
         job = await asyncio.to_thread(self._submit, item, directory)
         try:
             view = await asyncio.to_thread(job.wait)
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(job.cancel))
+            with contextlib.suppress(SafelightError):  # the engine has stopped, or forgotten it
+                await asyncio.shield(asyncio.to_thread(job.cancel))
             raise
         files = (
             File(
