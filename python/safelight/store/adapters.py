@@ -126,8 +126,11 @@ class AdapterStore:
         return part, digest.hexdigest()
 
     def keep(self, part: Path, digest: str) -> None:
-        """Give a copy its name."""
-        part.replace(self.place(digest))
+        """Give a copy its name. Raises `OSError`, and then the copy is gone."""
+        try:
+            part.replace(self.place(digest))
+        finally:
+            part.unlink(missing_ok=True)
         self._flush_names()
 
     def discard(self, digests: Iterable[str]) -> None:

@@ -81,7 +81,7 @@ class RankLoop:
                 stopping = stopping or isinstance(message, Stop)
                 if isinstance(message, PeerRestarted) and message.process == "scheduler":
                     # The new one knows nothing of what this rank holds.
-                    self._release((*self._executor.samples, *self._shared))
+                    self._release((*self._executor.samples, *self._shared, *self._shown))
                     self._hello(load_seconds, timings)
         self._close()
 

@@ -266,6 +266,7 @@ def test_nothing_of_it_is_left_but_the_file(filming: stack.Stack, client: httpx2
         ({"seconds": 0.01}, "seconds"),
         ({"seconds": [1]}, "seconds"),
         ({"num_frames": 1}, "seconds"),
+        ({"seconds": 1, "num_frames": 5}, "num_frames"),
         ({"size": "96x96"}, "size"),
         ({"fps": 4}, "size"),
         ({"prompt": ""}, "prompt"),

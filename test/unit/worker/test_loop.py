@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import zmq
@@ -125,6 +127,23 @@ def test_plans_that_have_come_are_executed_before_a_new_scheduler_is_greeted(sta
     thread.join(5)
     assert [type(message) for message in heard] == [RankHello, Report, Report, RankHello]
     assert loop._executor.samples == []
+
+
+def test_previews_are_given_back_when_the_scheduler_has_forgotten_them(stage: Stage) -> None:
+    loop = stage.loop(MESH)
+    session = SimpleNamespace(spec=spec("a.0"), index=1)  # that has failed since: it is not held
+    loop._show(session, np.zeros((1, 2, 2, 3), np.uint8))  # type: ignore[arg-type]
+    memory = links.FRAMES.decode_up(stage.frames.recv_multipart()[-1]).memory
+    assert Path(memory).exists()
+    restarted = codec.encode(PeerRestarted(process="scheduler"))
+    loop._hello = _then_restarted(loop, stage, restarted)  # type: ignore[method-assign]
+    thread = threading.Thread(target=loop.run, args=(0.0, ()))
+    thread.start()
+    assert [type(stage.heard()) for _ in range(2)] == [RankHello, RankHello]
+    gone = not Path(memory).exists()
+    stage.tell_rank(Shutdown())
+    thread.join(5)
+    assert gone
 
 
 def _then_restarted(loop: RankLoop, stage: Stage, restarted: bytes) -> Any:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from safelight.cli.batch import lines
-from safelight.cli.batch.backend import Lost, Made
+from safelight.cli.batch.backend import Backend, Lost, Made
 from safelight.cli.batch.lines import Format, Item
 from safelight.cli.batch.results import Failure, File, Record, Results
 from safelight.cli.generate import INTERRUPTED
@@ -24,7 +24,6 @@ from safelight.config import EngineConfig
 from safelight.errors import ConfigError, Overloaded, SafelightError, Unavailable
 
 if TYPE_CHECKING:
-    from safelight.cli.batch.backend import Backend
     from safelight.cli.display import Tally
 
 MAX_SHOWN = 20  # failures in the report
@@ -76,12 +75,13 @@ def batch(config: EngineConfig, common: Mapping[str, Any], wanted: BatchOptions)
         left = [item for item in items if item.id not in results.done]
         run = _Run(left, results, wanted, directory)
         status = 0
-        if left:
-            backend = _backend(config, wanted.server, source, left, stack)
-            stack.callback(lambda: print(run.summary(len(items))))
-            status = asyncio.run(run.over(backend))
-        else:
+        try:
+            if left:
+                status = asyncio.run(run.over(_backend(config, wanted.server, source, left, stack)))
+        except (OSError, Lost):
             print(run.summary(len(items)))
+            raise
+        print(run.summary(len(items)))
     return status
 
 

@@ -193,8 +193,8 @@ def _csv(text: str) -> Iterator[tuple[int, Raw | str]]:
 
 def _json(line: str) -> Raw | str:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as failure:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError) as failure:
         return f"it is not JSON: {failure}"
     return value if isinstance(value, dict) else "a JSON object is needed"
 
@@ -260,7 +260,7 @@ def _unpacked(raw: Raw) -> tuple[Raw, tuple[str, ...]]:
     any other line as it is. Raises `ConfigError` for a route that makes no pictures or videos."""
     if not {"body", "url"} <= raw.keys():
         return raw, ()
-    if raw["url"] not in ROUTES or not isinstance(raw["body"], dict):
+    if raw["url"] not in list(ROUTES) or not isinstance(raw["body"], dict):
         raise ConfigError(f"'url' is {raw['url']!r:.80}; {', '.join(ROUTES)} are understood.")
     given = dict(raw["body"])
     pictures = [one for name in _PICTURES if name in given for one in _pictures(given.pop(name))]

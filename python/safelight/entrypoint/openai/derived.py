@@ -24,6 +24,7 @@ from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import finished_output
 from safelight.entrypoint.openai import video_parsing
+from safelight.entrypoint.openai.parsing import agree
 from safelight.entrypoint.openai.variants import DECODERS
 from safelight.entrypoint.openai.videos import VideoId, find, polled, seconds_of
 from safelight.errors import InvalidRequest, NotFound
@@ -268,7 +269,8 @@ async def _continued(
     values = _continuation(view, source, card, body)
     added = body.values.pop("seconds", None)
     if added is not None:
-        values["num_frames"] = _frames(added, output, card)
+        frames, said = _frames(added, output, card), f"'seconds' is {added}"
+        agree("num_frames", frames, body.values, given_as=said, strict=body.strict)
     last = await _last_frame(output, request)
     asked, limit = _with(body, values), config.server.max_outputs
     made = video_parsing.video_request(asked, last, manager.card, limit)
