@@ -289,7 +289,7 @@ def _psnr(expected: np.ndarray, made: np.ndarray) -> float:
     [
         (zoo_flux2.tiny_flux2, "Flux2Transformer2DModel"),
         (zoo_sdxl.tiny_sdxl, "UNet2DConditionModel"),
-        (zoo_generic.tiny_cogview4, "CogView4Transformer2DModel"),
+        (zoo_generic.tiny_cogview4, "CogView4Pipeline"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )

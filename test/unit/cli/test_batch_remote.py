@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -16,6 +18,9 @@ from PIL import Image
 from fakes.engine_peer import CARD
 from fakes.stack import Stack, running
 from safelight.cli import app
+from safelight.cli.batch import command
+from safelight.cli.batch.lines import Item, read
+from safelight.cli.batch.remote import RemoteServer
 
 KEY = "hush"
 
@@ -157,15 +162,21 @@ class Busy(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@pytest.fixture
-def busy() -> Iterator[str]:
-    Busy.asked = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/v1/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def busy() -> Iterator[str]:
+    Busy.asked = 0
+    with serving(Busy) as url:
+        yield url
 
 
 def test_a_busy_server_is_asked_again(batch: Batch, busy: str, tmp_path: Path) -> None:
@@ -177,3 +188,152 @@ def test_a_busy_server_is_asked_again(batch: Batch, busy: str, tmp_path: Path) -
 def test_a_server_that_stays_busy_is_given_up(batch: Batch, busy: str) -> None:
     status, rows = batch({"prompt": "a"}, url=busy, flags=("--retries", "1"))
     assert (status, rows[0]["error"]["message"], Busy.asked) == (1, "429: busy", 2)
+
+
+# ---------------------------------------------------------------------------- servers that misbehave
+
+Answer = tuple[int, bytes, dict[str, str]] | None
+PNG = b"\x89PNG of another"
+JOB = b'{"id": "v1", "status": "%s", "num_frames": "9"}'
+AT_ONCE = {"retry-after": "0"}
+
+
+class Other(BaseHTTPRequestHandler):
+    """Answers as it was told, each in turn and the last again and again; None hangs up."""
+
+    told: ClassVar[dict[str, list[Answer]]] = {}
+    seen: ClassVar[list[tuple[str, dict[str, str], bytes]]] = []
+    asked: ClassVar[threading.Event] = threading.Event()
+
+    def _any(self) -> None:
+        line = f"{self.command} {self.path}"
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.seen.append((line, {k.lower(): v for k, v in self.headers.items()}, body))
+        answers = self.told[line]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if line.startswith("GET /v1/videos"):
+            self.asked.set()
+        if answer is None:
+            self.close_connection = True
+            return
+        status, data, headers = answer
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_DELETE = _any
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(command, "_PATIENCE", 0.0)
+    Other.seen.clear()
+    Other.asked.clear()
+    Other.told.clear()
+    Other.told["GET /v1/models"] = [(200, b'{"data": [{"id": "m"}]}', {})]
+    with serving(Other) as url:
+        yield url
+
+
+def told(line: str, *answers: Answer | bytes) -> None:
+    Other.told[line] = [(200, a, {}) if isinstance(a, bytes) else a for a in answers]
+
+
+def seen(line: str) -> list[tuple[str, dict[str, str], bytes]]:
+    return [one for one in Other.seen if one[0] == line]
+
+
+CLIP = {"id": "a", "prompt": "a", "output": "video"}
+STILL = {"id": "a", "prompt": "a", "output": "image"}
+
+
+@pytest.mark.parametrize("trouble", [(503, b"", AT_ONCE), None])
+def test_a_video_that_was_lost_sight_of_is_not_made_twice(
+    batch: Batch, other: str, trouble: Answer, tmp_path: Path
+) -> None:
+    told("POST /v1/videos", JOB % b"queued")
+    told("GET /v1/videos/v1", trouble, JOB % b"completed")
+    told("GET /v1/videos/v1/content", trouble, b"clip")
+    status, rows = batch(CLIP, url=other)
+    assert (status, len(seen("POST /v1/videos"))) == (0, 1)
+    assert (tmp_path / "out" / "a.mp4").read_bytes() == b"clip"
+    assert rows[0]["files"] == [{"path": "a.mp4", "num_frames": 9}]
+
+
+def test_a_video_that_the_server_forgot_is_made_again(batch: Batch, other: str) -> None:
+    told("POST /v1/videos", JOB % b"queued")
+    told("GET /v1/videos/v1", (404, b"", {}), JOB % b"completed")
+    told("GET /v1/videos/v1/content", b"clip")
+    assert batch(CLIP, url=other)[0] == 0
+    assert len(seen("POST /v1/videos")) == 2
+
+
+def test_the_key_goes_to_the_server_alone(batch: Batch, other: str) -> None:
+    class Store(Other):
+        seen: ClassVar[list[Any]] = []
+        told: ClassVar[dict[str, list[Answer]]] = {
+            "GET /v1/a.png": [(302, b"", {"location": "/v1/b.png"})],
+            "GET /v1/b.png": [(200, PNG, {})],
+        }
+
+    with serving(Store) as elsewhere:
+        told("POST /v1/images/generations", b'{"data": [{"url": "%sa.png"}]}' % elsewhere.encode())
+        assert batch(STILL, url=other)[0] == 0
+    assert len(Store.seen) == 2
+    assert not any("authorization" in headers for _, headers, _ in Store.seen)
+    [(_, headers, _)] = seen("POST /v1/images/generations")
+    assert headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"[]", b"\xff", b'{"data": null}', b'{"data": [{}]}', b'{"data": [1]}'),
+        *(b'{"data": [{"b64_json": "%%%"}]}', b'{"data": [{"url": "x://y"}]}'),
+        *(b'{"data": [{"url": "http://["}]}', b'{"data": [{"b64_json": "AAAA"}]}'),
+        (400, b'{"error": {"message": "no", "code": 7}}', {}),
+        (400, b'{"error": "no"}', {}),
+    ],
+)
+def test_an_answer_that_makes_no_sense_fails_its_line_alone(
+    batch: Batch, other: str, answer: Answer | bytes
+) -> None:
+    good = b'{"data": [{"b64_json": "iVBORw0KGgo="}], "seeds": [1, 2]}'
+    told("POST /v1/images/generations", answer, good)
+    flags = ("--in-flight", "1")
+    status, rows = batch(STILL, {**STILL, "id": "b"}, url=other, flags=flags)
+    assert (status, [row["status"] for row in rows]) == (1, ["failed", "completed"])
+    assert batch(STILL, url=other, flags=("--resume",))[0] == 0
+
+
+def test_a_picture_in_the_line_has_no_name_of_its_own(batch: Batch, other: str) -> None:
+    told("POST /v1/images/edits", b'{"data": [{"b64_json": "iVBORw0KGgo="}]}')
+    assert batch({**STILL, "image": "data:image/png;base64,AAAA/BBBB"}, url=other)[0] == 0
+    [(_, _, body)] = seen("POST /v1/images/edits")
+    assert b'filename="picture"' in body and b"BBBB" not in body
+
+
+def test_interrupted_it_ends_though_the_server_is_gone(other: str, tmp_path: Path) -> None:
+    told("POST /v1/videos", JOB % b"queued")
+    told("GET /v1/videos/v1", (200, JOB % b"queued", {"openai-poll-after-ms": "3600000"}))
+    told("DELETE /v1/videos/v1", None)
+
+    async def run(item: Item) -> None:
+        server = RemoteServer(other, KEY, tmp_path)
+        await server.open([item])
+        making = asyncio.ensure_future(server.make(item, tmp_path))
+        await asyncio.to_thread(Other.asked.wait)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        await server.close()
+
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(CLIP))
+    asyncio.run(run(read(source, None, {})[0]))
+    assert len(seen("DELETE /v1/videos/v1")) == 1

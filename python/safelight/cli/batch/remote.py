@@ -349,7 +349,8 @@ def _code(error: _Fault) -> str | None:
 
 def _read(reply: httpx2.Response, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(reply.content, type=kind)
+        # Not strict: the numbers of some servers are strings.
+        return msgspec.json.decode(reply.content, type=kind, strict=False)
     except msgspec.DecodeError as failure:
         raise GenerationFailed(f"The server's answer cannot be read: {failure}.") from failure
 

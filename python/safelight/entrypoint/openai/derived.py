@@ -24,9 +24,10 @@ from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import finished_output
 from safelight.entrypoint.openai import video_parsing
+from safelight.entrypoint.openai.events import job_of_kind
 from safelight.entrypoint.openai.parsing import agree
 from safelight.entrypoint.openai.variants import DECODERS
-from safelight.entrypoint.openai.videos import VideoId, find, polled, seconds_of
+from safelight.entrypoint.openai.videos import VideoId, polled, seconds_of
 from safelight.errors import InvalidRequest, NotFound
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
@@ -146,7 +147,7 @@ def _source(body: Body) -> Source:
 async def _completed(manager: RequestManager, video_id: str, param: str) -> JobView:
     """Raises `NotFound`, or `InvalidRequest` if it is not there to be worked on. (Not 409, which
     the SDKs send again at once.)"""
-    view = await find(manager, video_id)
+    view = await job_of_kind(manager, video_id, "video")
     if view.status is not Status.COMPLETED:
         ended = f"has failed: {view.error_message}" if view.status.final else "is not finished yet."
         code = "video_failed" if view.status.final else "video_not_ready"

@@ -17,6 +17,7 @@ from safelight.entrypoint.openai.events import job_of_kind
 from safelight.entrypoint.openai.polling import (
     Prefer,
     error_of,
+    listed,
     say_when_to_ask,
     status_of,
     waited,
@@ -40,14 +41,7 @@ async def page(
 ) -> dict[str, Any]:
     """A page of image jobs, newest first."""
     found = await manager.list(TASKS["image"], limit=limit, after=after, order=order)
-    ids = [view.id for view in found.views]
-    return {
-        "object": "list",
-        "data": [as_job(view, http) for view in found.views],
-        "first_id": ids[0] if ids else None,
-        "last_id": ids[-1] if ids else None,
-        "has_more": found.has_more,
-    }
+    return listed(found, lambda view: as_job(view, http))
 
 
 @router.get("/{image_id}", response_model=schema.ImageJob, response_model_exclude_unset=True)

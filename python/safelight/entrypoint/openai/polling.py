@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import Header, Response
 
 from safelight.manager.events import JobView
-from safelight.manager.manager import RequestManager
+from safelight.manager.manager import Page, RequestManager
 from safelight.store.tables import Status
 
 MIN_POLL_MS, MAX_POLL_MS = 50, 1000
@@ -55,6 +56,18 @@ def say_when_to_ask(view: JobView, response: Response) -> None:
         eta = UNKNOWN_ETA_S if view.eta is None else view.eta
         wait = min(MAX_POLL_MS, max(MIN_POLL_MS, round(eta * 1000 / 2)))
         response.headers["openai-poll-after-ms"] = str(wait)
+
+
+def listed(page: Page, shown: Callable[[JobView], dict[str, Any]]) -> dict[str, Any]:
+    """A page of jobs; the SDKs ask for the next by `last_id`."""
+    ids = [view.id for view in page.views]
+    return {
+        "object": "list",
+        "data": [shown(view) for view in page.views],
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+        "has_more": page.has_more,
+    }
 
 
 def status_of(view: JobView) -> str:

@@ -11,18 +11,18 @@ from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.media import MediaResponse, media_response
 from safelight.entrypoint.openai import parsing, variants
+from safelight.entrypoint.openai.events import job_of_kind
 from safelight.entrypoint.openai.polling import (
     Prefer,
     error_of,
+    listed,
     say_when_to_ask,
     status_of,
     waited,
 )
 from safelight.entrypoint.openai.video_parsing import video_request
 from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
-from safelight.errors import NotFound
 from safelight.manager.events import JobView
-from safelight.manager.manager import RequestManager
 from safelight.request import TASKS, GenerationRequest
 
 router = APIRouter(prefix="/videos", tags=["videos"], responses=schema.ERRORS)
@@ -77,14 +77,7 @@ async def page(
 ) -> dict[str, Any]:
     """A page of video jobs, newest first."""
     found = await manager.list(TASKS["video"], limit=limit, after=after, order=order)
-    ids = [view.id for view in found.views]
-    return {
-        "object": "list",
-        "data": [as_video(view) for view in found.views],
-        "first_id": ids[0] if ids else None,
-        "last_id": ids[-1] if ids else None,
-        "has_more": found.has_more,
-    }
+    return listed(found, as_video)
 
 
 @router.get("/{video_id}", response_model=schema.Video, response_model_exclude_unset=True)
@@ -96,14 +89,14 @@ async def retrieve(
     With `Prefer: wait=N` the answer comes when the job has ended, or after N seconds: one request
     instead of many polls.
     """
-    view = await waited(manager, await find(manager, video_id), prefer, response)
+    view = await waited(manager, await job_of_kind(manager, video_id, "video"), prefer, response)
     return polled(view, response)
 
 
 @router.delete("/{video_id}", response_model=schema.VideoDeleted)
 async def delete(video_id: VideoId, manager: Manager) -> schema.VideoDeleted:
     """Stop the job if it runs; remove it and its file."""
-    await find(manager, video_id)
+    await job_of_kind(manager, video_id, "video")
     await manager.delete(video_id)
     return schema.VideoDeleted(id=video_id)
 
@@ -129,18 +122,10 @@ async def content(
     """The finished file, or a picture of it. Takes `Range` and `If-None-Match`."""
     if variant.isascii() and variant.isdecimal():  # SGLang Diffusion's way to name an output
         variant, index = "video", int(variant[:9])
-    view = await find(manager, video_id)
+    view = await job_of_kind(manager, video_id, "video")
     if variant == "video":
         return await media_response(manager, view, index)
     return await variants.response(manager, view, index, variant)
-
-
-async def find(manager: RequestManager, video_id: str) -> JobView:
-    """Raises `NotFound`, also for a job that is no video."""
-    view = await manager.job(video_id)
-    if view.request.task not in TASKS["video"]:
-        raise NotFound(f"There is no video '{video_id}'.", param="id")
-    return view
 
 
 def polled(view: JobView, response: Response) -> dict[str, Any]:
