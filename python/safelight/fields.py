@@ -24,6 +24,9 @@ from safelight.errors import ConfigError, InvalidRequest, SafelightError, Unknow
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+MAX_SEEN = 80
+"""Characters of what a person wrote that are said back."""
+
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -163,6 +166,7 @@ def _explain(
 
 def unknown(name: str, known: Iterable[str], *, what: str = "field") -> str:
     """A sentence that says `name` is not known, and the nearest name that is."""
+    name = name[:MAX_SEEN]  # whoever made it up chose how long it is
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"Unknown {what} '{name}'.{hint}"

@@ -6,6 +6,7 @@ Exits with 1 if a client failed.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,19 +28,25 @@ Each client runs unchanged, in an environment of its own, against a live server:
 (`test/conformance/test_clients.py`)."""
 
 
-def result(client: Client) -> tuple[str, str, str, str]:
+def result(client: Client) -> tuple[str, ...]:
     """A row: what was done, or how it failed."""
     with tempfile.TemporaryDirectory(prefix="safelight-") as directory:
         try:
             steps = clients.run(client, Path(directory))
-        except AssertionError as failure:
+        except (AssertionError, subprocess.TimeoutExpired) as failure:
             sys.stderr.write(f"{client.name}: {failure}\n")
-            return client.name, client.version, "failed", str(failure).strip().splitlines()[-1]
-    return client.name, client.version, "passed", "; ".join(steps)
+            return client.name, client.version, "failed", reason(str(failure)), client.note
+    return client.name, client.version, "passed", "; ".join(steps), client.note
 
 
-def document(rows: list[tuple[str, str, str, str]]) -> str:
-    table = documents.table(("client", "versions", "result", "what it does"), *rows)
+def reason(printed: str) -> str:
+    """The last line that names an error: node ends with its version."""
+    lines = printed.strip().splitlines()
+    return next((line.strip() for line in reversed(lines) if "Error" in line), lines[-1])
+
+
+def document(rows: list[tuple[str, ...]]) -> str:
+    table = documents.table(("client", "versions", "result", "what it does", "note"), *rows)
     return f"{_INTRODUCTION}\n\n{table}\n"
 
 

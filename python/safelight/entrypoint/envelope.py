@@ -15,6 +15,9 @@ from safelight.errors import JobError, Overloaded, RequestError, SafelightError,
 
 logger = log.get(__name__)
 
+MAX_MESSAGE = 4000
+"""Characters: what a client wrote may be as long as a body, and is not all sent back."""
+
 _CODES = {
     404: "not_found",
     405: "method_not_allowed",
@@ -33,6 +36,8 @@ def envelope(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    if len(message) > MAX_MESSAGE:
+        message = message[: MAX_MESSAGE - 1] + "…"
     error = {"message": message, "type": type, "param": param, "code": code}
     return JSONResponse({"error": error}, status, headers)
 

@@ -19,6 +19,8 @@ from safelight.request import Adapter
 
 IN_FORCE = (Adapter(name=""),)
 """Stands for what is in force when the request is accepted."""
+MAX_TEXT = 16_384
+"""Characters of a `lora` field that is JSON text: a few of them are a hundred bytes in memory."""
 MAX_ADAPTERS = 16
 """Of one request, or of one choice."""
 
@@ -64,6 +66,8 @@ def _read(value: object) -> object:
     """Forms write structure as JSON text."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
+    if len(value) > MAX_TEXT:
+        raise _wrong(f"is JSON text of {len(value)} characters; at most {MAX_TEXT} are read")
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as failure:

@@ -355,6 +355,10 @@ class Core:
         if moved:
             cost = self.lane(group.model).cost
             self._tell(m.Progress(samples=forecast.of_running(moved, cost)))
+        if pending.op == "encode":  # the queue has moved on
+            near = self.lane(group.model).batcher.fresh.head(forecast.SOON)
+            if near:
+                self._tell(m.Progress(samples=tuple(map(self._waiting, near))))
         self._tell(
             m.PlanDone(
                 group=group.index,

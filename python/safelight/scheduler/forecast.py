@@ -14,6 +14,10 @@ from safelight.wire.messages import Load, SampleProgress
 LOOK_AHEAD = 64
 """Waiting samples whose work is summed up for an ETA; more would not make it truer."""
 
+SOON = 16
+"""Waiting samples that are told their place whenever the queue has moved on: the others are far
+from the front, and telling thousands would hold up the batch."""
+
 
 def of_running(entries: Sequence[Entry], cost: CostModel) -> tuple[SampleProgress, ...]:
     """Progress of samples that were in one plan (so of one size and batch)."""

@@ -24,6 +24,7 @@ MAX_RETAINED = 32 * 2**20
 """Bytes of the input pictures of one finished job that are worth keeping."""
 
 _RETAINED = ".kept"
+_PARTS = ".safelight-*.part"
 _BY_EXTENSION = {f".{extension}": MEDIA_TYPES[f] for f, extension in _EXTENSIONS.items()}
 _BY_EXTENSION[".jpeg"] = MEDIA_TYPES["jpeg"]
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -47,7 +48,7 @@ class ContentStore:
         """Make the directory that the job's files will go to, without what a killed writer left."""
         directory = self._directory(job_id)
         directory.mkdir(parents=True, exist_ok=True)
-        for left in directory.glob(".safelight-*.part"):
+        for left in directory.glob(_PARTS):
             left.unlink(missing_ok=True)
 
     def keep(self, files: Mapping[str, bytes]) -> None:
@@ -96,10 +97,11 @@ class ContentStore:
         raise NotFound("The file is no longer there.", code="content_gone")
 
     def sweep(self, unfinished: Container[str]) -> None:
-        """Remove input pictures of all but these jobs: those that a crash left behind."""
-        for path in self.root.glob("*/*.raw"):
-            if path.parent.name not in unfinished:
-                self.discard(path)
+        """Remove input pictures and half-written files of all but these jobs: a crash left them."""
+        for pattern in ("*/*.raw", f"*/{_PARTS}"):
+            for path in self.root.glob(pattern):
+                if path.parent.name not in unfinished:
+                    self.discard(path)
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove input pictures that are of no more use."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import zmq
 
+from safelight import log
 from safelight.models.family import Clip
 from safelight.parallel.mesh import RanksDiverged
 from safelight.request import SampleSpec
@@ -35,6 +36,12 @@ from safelight.worker.memory import SharedArray
 if TYPE_CHECKING:
     from safelight.models.family import Family, Frames, Session
     from safelight.parallel.mesh import Mesh
+
+logger = log.get(__name__)
+
+MAX_SHOWN = 2**30
+"""Bytes of the previews that a rank holds. Nobody says when one was opened, so each stays until its
+sample's release."""
 
 
 class RankLoop:
@@ -170,6 +177,10 @@ class RankLoop:
     def _show(self, session: Session, frame: Frames) -> None:
         """Hand a preview over; the memory stays until the release."""
         spec = session.spec
+        held = sum(array.nbytes for arrays in self._shown.values() for array in arrays)
+        if held + frame.nbytes > MAX_SHOWN:
+            logger.info("a preview is left out: those that are held fill the memory", held=held)
+            return
         shown = self._shown.setdefault(spec.id, [])
         shown.append(SharedArray(f"{spec.id}, preview", frame))
         message = FramesMessage(

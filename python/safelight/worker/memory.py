@@ -18,6 +18,7 @@ class SharedArray:
 
     def __init__(self, name: str, values: np.ndarray[Any, Any]) -> None:
         """Copies `values`, in C order. Raises `OSError` when memory is short."""
+        self.nbytes = values.nbytes
         self._fd = os.memfd_create(f"safelight:{name}", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(self._fd, 0, values.nbytes)

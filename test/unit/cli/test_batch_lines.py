@@ -122,6 +122,9 @@ def test_what_a_line_becomes(values: dict[str, Any], kind: str | None, tmp_path:
     ("name", "text", "messages"),
     [
         ("in.jsonl", '{"prompt": "a"}\n{"prompt": ""}', ["line 2: prompt: expected `str`"]),
+        ("in.jsonl", '{"id": "\\ud800", "prompt": "a"}', ["line 1: It is not JSON"]),
+        ("in.jsonl", '{"prompt": "a", "guidance_scale": NaN}', ["line 1: It is not JSON"]),
+        ("in.jsonl", '{"url": [], "body": {}}', ["line 1: 'url' is []"]),
         ("in.jsonl", '{"prompt": "a"}\nx\n[1]', ["line 2: It is not JSON", "line 3: A JSON obj"]),
         ("in.jsonl", '{"promt": "a"}', ["line 1: Unknown field 'promt'. Did you mean 'prompt'?"]),
         ("in.jsonl", '{"prompt": "a", "n": "x"}', ["line 1: n: expected `int`"]),

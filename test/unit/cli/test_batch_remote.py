@@ -190,7 +190,7 @@ def test_a_server_that_stays_busy_is_given_up(batch: Batch, busy: str) -> None:
     assert (status, rows[0]["error"]["message"], Busy.asked) == (1, "429: busy", 2)
 
 
-# ---------------------------------------------------------------------------- servers that misbehave
+# --------------------------------------------------------------------------- servers that misbehave
 
 Answer = tuple[int, bytes, dict[str, str]] | None
 PNG = b"\x89PNG of another"
@@ -295,7 +295,7 @@ def test_the_key_goes_to_the_server_alone(batch: Batch, other: str) -> None:
     [
         *(b"", b"[]", b"\xff", b'{"data": null}', b'{"data": [{}]}', b'{"data": [1]}'),
         *(b'{"data": [{"b64_json": "%%%"}]}', b'{"data": [{"url": "x://y"}]}'),
-        *(b'{"data": [{"url": "http://["}]}', b'{"data": [{"b64_json": "AAAA"}]}'),
+        b'{"data": [{"b64_json": "AAAA"}]}',
         (400, b'{"error": {"message": "no", "code": 7}}', {}),
         (400, b'{"error": "no"}', {}),
     ],
@@ -313,7 +313,7 @@ def test_an_answer_that_makes_no_sense_fails_its_line_alone(
 
 def test_a_picture_in_the_line_has_no_name_of_its_own(batch: Batch, other: str) -> None:
     told("POST /v1/images/edits", b'{"data": [{"b64_json": "iVBORw0KGgo="}]}')
-    assert batch({**STILL, "image": "data:image/png;base64,AAAA/BBBB"}, url=other)[0] == 0
+    assert batch({**STILL, "image": "data:image/png;base64,AAAA/BBBBBBB"}, url=other)[0] == 0
     [(_, _, body)] = seen("POST /v1/images/edits")
     assert b'filename="picture"' in body and b"BBBB" not in body
 

@@ -100,7 +100,14 @@ def test_no_name_means_two_things() -> None:
             {"model_path": "remote:openai/gpt-image-1"},
         ),
         ({"backend": "google_genai", "model_path": "x"}, {"model_path": "remote:gemini/x"}),
-        ({"cache_type": "none", "return_frames": False}, {}),
+        ({"cache": True}, {"step_cache": "first-block"}),
+        ({"cache": False}, {"step_cache": "none"}),
+        (
+            {"cache": True, "step_cache_threshold": "0.2", "Fn": "1", "Bn": "0"},
+            {"step_cache": "first-block", "step_cache_threshold": 0.2},
+        ),
+        ({"step_cache": "fbcache"}, {"step_cache": "first-block"}),
+        ({"enable_teacache": False, "return_frames": False}, {}),
     ],
 )
 def test_a_name_is_translated(given: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -120,6 +127,11 @@ def test_a_name_is_translated(given: dict[str, Any], wanted: dict[str, Any]) -> 
         ({"backend": "step1x"}, "--backend step1x: there are diffusers, openai, google_genai"),
         ({"backend": "openai"}, "--backend openai needs --model-path"),
         ({"quantization": "int4"}, "none, int8, fp8, fp8-storage fit"),
+        ({"cache": True, "step_cache": "none"}, "--cache means --step-cache first-block; none"),
+        ({"step_cache": "deep_cache"}, "--step-cache: invalid enum value 'deep_cache'"),
+        ({"step_cache_threshold": "-1"}, "--step-cache-threshold: expected `float` >= 0"),
+        ({"cache": True, "Fn": "8"}, "--Fn 8: --step-cache first-block always computes the first"),
+        ({"Bn": "1"}, "and no last ones, so --Bn is 0. Leave it out."),
     ],
 )
 def test_what_cannot_be_translated_is_a_clear_error(given: dict[str, Any], message: str) -> None:
@@ -152,12 +164,21 @@ def test_switches_have_all_of_their_names(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_variables_take_the_other_names() -> None:
-    environ = {variable(name): value for name, value in (("torch_dtype", "float16"), ("rdt", "1"))}
-    with pytest.raises(ConfigError, match="--rdt: step caches are not in this version"):
+    given = {"torch_dtype": "float16", "rdt": "1", "cache_type": "fbcache", "device_map": "auto"}
+    environ = {variable(name): value for name, value in given.items()}
+    with pytest.raises(ConfigError, match="--device-map: a model is not cut up by layers"):
         options.resolve_config({}, None, GENERATE, environ=environ)
-    del environ["SAFELIGHT_RDT"]
+    del environ["SAFELIGHT_DEVICE_MAP"]
     resolved = options.resolve_config({}, None, GENERATE, environ=environ)
-    assert resolved.engine == {"dit_precision": "fp16"}
+    cache = {"step_cache": "first-block", "step_cache_threshold": 1.0}
+    assert resolved.engine == {"dit_precision": "fp16", **cache}
+
+
+def test_a_cache_is_asked_for_as_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to the model, which is what is wrong."""
+    for given in (["--cache", "--rdt", "0.2"], ["--cache_type", "fbcache"], ["--no-cache"]):
+        assert application.run(["serve", *given, "--model-path", "/nowhere"]) == 2
+        assert "'/nowhere' is not a diffusers pipeline" in capsys.readouterr().err
 
 
 def test_variables_of_other_systems_get_a_hint() -> None:

@@ -15,4 +15,6 @@ def test_every_kind_of_name_is_on_it() -> None:
     assert rows["`--model-name`"] == "`--model-path`"
     assert rows["`-g`"] == "`--gpu-ids`"
     assert rows["`--parallel-type`"].startswith("`--ulysses-degree`")
-    assert rows["`--Fn`"].startswith("refused: step caches")
+    assert rows["`--rdt`"] == "`--step-cache-threshold`"
+    assert rows["`--cache`"] == "`--step-cache first-block`; off: `none`."
+    assert rows["`--device-map`"].startswith("refused: a model is not cut up")

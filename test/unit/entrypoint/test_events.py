@@ -62,6 +62,17 @@ def test_events_of_a_video(manual: Stack, slow: httpx2.Client) -> None:
     assert [int(e["id"]) for e in everything] == list(range(1, len(everything) + 1))
 
 
+def test_who_has_seen_the_end_is_told_not_to_come_back(client: httpx2.Client) -> None:
+    """Else an `EventSource` connects again for ever."""
+    video = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+    *_, last = blocks(client.get(f"/v1/videos/{video}/events"))
+    seen = {"Last-Event-ID": last["id"]}
+    again = client.get(f"/v1/videos/{video}/events", headers=seen)
+    assert (again.status_code, again.content) == (204, b"")
+    before = {"Last-Event-ID": str(int(last["id"]) - 1)}
+    assert list(blocks(client.get(f"/v1/videos/{video}/events", headers=before))) == [last]
+
+
 def test_the_events_of_a_failed_job_say_why(manual: Stack, slow: httpx2.Client) -> None:
     video = slow.post("/v1/videos", json={"prompt": "a"}).json()["id"]
     manual.call(manual.peer.fail(submitted(manual), "oom", "No memory."))

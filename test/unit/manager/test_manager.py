@@ -78,6 +78,13 @@ async def test_every_sample_gets_its_seed_key_and_place(lab: Any) -> None:
     assert (embedded["seed"], embedded["prompt"]) == ("8", "a red circle")
 
 
+async def test_samples_of_a_model_with_a_step_cache_share_no_forward(lab: Any) -> None:
+    manager = await lab.manager(card=msgspec.structs.replace(CARD, alone=True))
+    await manager.submit(request("image_1", task="text-to-image", n=2))
+    specs = await lab.peer.submitted()
+    assert [s.batch_key for s in specs] == ["alone: image_1.0", "alone: image_1.1"]
+
+
 async def test_parameters_are_not_embedded_when_that_is_off(lab: Any) -> None:
     manager = await lab.manager(embed_parameters=False)
     await manager.submit(request())

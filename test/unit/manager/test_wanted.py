@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from safelight.errors import InvalidRequest
-from safelight.manager.wanted import MAX_ADAPTERS, wanted
+from safelight.manager.wanted import MAX_ADAPTERS, MAX_TEXT, wanted
 from safelight.request import Adapter
 
 
@@ -56,6 +56,7 @@ def test_numbers_of_forms_are_text() -> None:
         ([[]], "an adapter is a name"),
         ("[1", "is not JSON"),
         ("[" * 5000, "is not JSON"),
+        ("[" + "[]," * MAX_TEXT + "[]]", f"at most {MAX_TEXT} are read"),
         ({"scale": 1}, "without a name"),
         ({"name": ""}, "1 to 256 printable"),
         ({"name": "a\nb"}, "1 to 256 printable"),

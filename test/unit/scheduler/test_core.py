@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -496,3 +498,20 @@ def test_a_flush_is_executed_behind_what_was_sent_and_before_what_comes() -> Non
         if isinstance(plan, m.Encode) and plan.samples[0].id == "b.0"
     ]
     assert len(flushes) == 1 and flushes[0] < begun[0]
+
+
+def test_those_who_wait_are_told_that_the_queue_moves_on() -> None:
+    world = World.create()
+    sizes = (4, 16, 64)  # they share no forward
+    world.submit(*(spec(f"{size}.0", tokens=size, steps=9) for size in sizes))
+    told = _positions(world, "64.0")
+    world.run()
+    assert told == [2]
+    assert _positions(world, "64.0")[:3] == [2, 1, 0]
+
+
+def _positions(world: World, sample: str) -> list[int]:
+    """What was said of a sample's place while it waited, without repetitions."""
+    said = [p for t in world.told if isinstance(t, m.Progress) for p in t.samples]
+    places = [p.position for p in said if p.sample == sample and p.state is State.QUEUED]
+    return [place for place, _ in itertools.groupby(places)]

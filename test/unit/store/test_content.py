@@ -86,10 +86,13 @@ def test_input_pictures_without_a_job_are_swept(content: ContentStore) -> None:
         content.keep({f"{job}/input-0.raw": b"123", f"{job}/mask.raw": b"1"})
     finished = content.place("image_2", 0, "png")
     finished.write_bytes(b"png")
+    for job in ("image_1", "image_2"):  # the first may be written to at this moment
+        (content.root / job / ".safelight-12.part").write_bytes(b"half")
     content.sweep({"image_1"})
     left = sorted(str(path.relative_to(content.root)) for path in content.root.rglob("*"))
     assert left == [
         "image_1",
+        "image_1/.safelight-12.part",
         "image_1/input-0.raw",
         "image_1/mask.raw",
         "image_2",

@@ -28,6 +28,7 @@ from safelight.wire.messages import (
     Shutdown,
 )
 from safelight.worker import __main__ as worker
+from safelight.worker import loop as worker_loop
 from safelight.worker.loop import RankLoop
 
 
@@ -127,6 +128,23 @@ def test_plans_that_have_come_are_executed_before_a_new_scheduler_is_greeted(sta
     thread.join(5)
     assert [type(message) for message in heard] == [RankHello, Report, Report, RankHello]
     assert loop._executor.samples == []
+
+
+def test_previews_that_take_too_much_memory_are_left_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = np.zeros((1, 2, 2, 3), np.uint8)
+    monkeypatch.setattr(worker_loop, "MAX_SHOWN", 2 * frame.nbytes)
+    loop = stage.loop(MESH)
+    for name in ("a.0", "b.0", "a.0"):  # together
+        loop._show(SimpleNamespace(spec=spec(name), index=1), frame)  # type: ignore[arg-type]
+    loop._release(("b.0",))
+    loop._show(SimpleNamespace(spec=spec("a.0"), index=2), frame)  # type: ignore[arg-type]
+    told = [links.FRAMES.decode_up(stage.frames.recv_multipart()[-1]) for _ in range(3)]
+    assert [(one.sample, one.preview) for one in told] == [("a.0", 0), ("b.0", 0), ("a.0", 1)]
+    assert not stage.frames.poll(0)
+    loop._close()
+    stage.child.control.close()
 
 
 def test_previews_are_given_back_when_the_scheduler_has_forgotten_them(stage: Stage) -> None:

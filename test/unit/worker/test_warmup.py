@@ -66,6 +66,11 @@ def test_the_smallest_and_a_cheap_default_size_in_every_batch() -> None:
     }
 
 
+def test_what_shares_no_forward_is_tried_alone() -> None:
+    timings = run(Watched(), card_of("text-to-video", alone=True))
+    assert {batch for _, _, batch in timings} == {1}
+
+
 @pytest.mark.parametrize(
     ("task", "count", "pictures"),
     [("image-to-image", 1, 1), ("image-to-video", 2, 2), ("inpainting", 1, 2)],

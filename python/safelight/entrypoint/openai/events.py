@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as InPath
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from safelight.entrypoint import schema, sse
 from safelight.entrypoint.context import Manager
@@ -41,39 +42,50 @@ Number = Annotated[int, InPath(ge=0, description="Which of the sample's previews
 Index = Annotated[int, Query(ge=0, description="Which of the job's outputs, from 0.")]
 
 _STREAM: dict[int | str, Any] = {
-    200: {"content": schema.EVENT_STREAM}
+    200: {"content": schema.EVENT_STREAM},
+    204: {"description": "The job has ended, and its last event was seen."},
 }
 _PICTURE: dict[int | str, Any] = {
     200: {"content": {kind: {} for kind in ("image/png", "image/jpeg", "image/webp")}}
 }
 
 
-@router.get("/videos/{video_id}/events", tags=["videos"], responses=_STREAM)
+@router.get(
+    "/videos/{video_id}/events",
+    tags=["videos"],
+    response_class=StreamingResponse,
+    responses=_STREAM,
+)
 async def of_video(
     video_id: JobId,
     manager: Manager,
     http: Request,
     last_event_id: LastEventId = None,
     after: After = None,
-) -> StreamingResponse:
+) -> Response:
     """Server-sent events of a video job until it has ended: `video.queued`, `video.progress`,
     `video.preview`, `video.completed` or `video.failed`."""
-    await job_of_kind(manager, video_id, "video")
-    return sse.respond(_events(manager, http, video_id, _seen(last_event_id, after)))
+    view = await job_of_kind(manager, video_id, "video")
+    return await _followed(manager, http, view, _seen(last_event_id, after))
 
 
-@router.get("/images/{image_id}/events", tags=["images"], responses=_STREAM)
+@router.get(
+    "/images/{image_id}/events",
+    tags=["images"],
+    response_class=StreamingResponse,
+    responses=_STREAM,
+)
 async def of_image(
     image_id: JobId,
     manager: Manager,
     http: Request,
     last_event_id: LastEventId = None,
     after: After = None,
-) -> StreamingResponse:
+) -> Response:
     """Server-sent events of an image job until it has ended: `image.queued`, `image.progress`,
     `image.preview`, `image.completed` or `image.failed`."""
-    await job_of_kind(manager, image_id, "image")
-    return sse.respond(_events(manager, http, image_id, _seen(last_event_id, after)))
+    view = await job_of_kind(manager, image_id, "image")
+    return await _followed(manager, http, view, _seen(last_event_id, after))
 
 
 @router.get(
@@ -110,9 +122,7 @@ async def job_of_kind(manager: RequestManager, job_id: str, kind: Output) -> Job
     return view
 
 
-async def _preview(
-    manager: RequestManager, view: JobView, index: int, number: int
-) -> FileResponse:
+async def _preview(manager: RequestManager, view: JobView, index: int, number: int) -> FileResponse:
     found = await manager.preview(view.id, index, number)
     if found is None or not await asyncio.to_thread(Path(found.path).is_file):
         raise NotFound(f"{view.id} has no preview {number} of output {index}.", param="number")
@@ -126,13 +136,23 @@ def _seen(last_event_id: str | None, after: int | None) -> int:
     return after or 0
 
 
+async def _followed(manager: RequestManager, http: Request, view: JobView, after: int) -> Response:
+    """The events behind `after`. 204 ends the connections of an `EventSource`, which would come
+    again for ever."""
+    if view.status.final and after:
+        async with aclosing(manager.events(view.id, after)) as rest:
+            if await anext(rest, None) is None:
+                return Response(status_code=204)
+    return sse.respond(_events(manager, http, view, after))
+
+
 async def _events(
-    manager: RequestManager, http: Request, job_id: str, after: int
+    manager: RequestManager, http: Request, view: JobView, after: int
 ) -> AsyncGenerator[sse.Event]:
-    kind = output_of((await manager.job(job_id)).request.task)
-    base = f"{http.base_url}v1/{kind}s/{job_id}"
-    async for event in manager.events(job_id, after):
-        data = _told(event, kind, job_id)
+    kind = output_of(view.request.task)
+    base = f"{http.base_url}v1/{kind}s/{view.id}"
+    async for event in manager.events(view.id, after):
+        data = _told(event, kind, view.id)
         if event.preview is not None:
             data["preview"] = await _shown(event.preview, base)
         yield sse.Event(data["type"], data, str(event.number))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +44,12 @@ MEANINGFUL = frozenset(
 )
 """Ignoring one of these would give the client something else than it asked for."""
 
+MAX_UNKNOWN = 20
+"""Unknown fields that are named one by one. Looking for the name that was meant takes time, and
+the warnings stay with the job."""
+MAX_IDENTIFIER = 512
+"""Characters of `safety_identifier`, which stays with the job; OpenAI takes 64."""
+
 _SIZE = re.compile(r"(\d{1,9})[xX](\d{1,9})")
 _SAMPLING = frozenset(field.name for field in fields.declared(Sampling))
 
@@ -71,7 +77,7 @@ def split(
     own_names = {field.encode_name for field in msgspec.structs.fields(kind)}
     own: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
-    warnings = list(body.warnings)
+    warnings, unknown = list(body.warnings), list[str]()
     for name, value in body.values.items():
         if name in PICTURES:
             continue
@@ -84,8 +90,8 @@ def split(
         elif name in hints:
             warnings.append(f"'{name}' has no effect on this server.")
         else:
-            known = sorted(own_names | _SAMPLING)
-            warnings.append(fields.unknown(name, known) + " It was ignored.")
+            unknown.append(name)
+    warnings += _ignored(unknown, own_names | _SAMPLING)
     for name in body.files.keys() - PICTURES:
         if name in refused:
             _refuse(name, "a file")
@@ -100,6 +106,14 @@ def split(
     return Parts(parsed, sampling, extra, adapters_of(parsed, strict=body.strict))
 
 
+def _ignored(unknown: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    """The warnings of unknown fields."""
+    for name in unknown[:MAX_UNKNOWN]:
+        yield fields.unknown(name, sorted(known)) + " It was ignored."
+    if more := len(unknown[MAX_UNKNOWN:]):
+        yield f"{more} more fields are not known either, and were ignored."
+
+
 def _refuse(name: str, value: Any) -> None:
     """Raises `InvalidRequest`, unless the value asks for nothing."""
     if str(value).strip().lower() in ("false", "0", "", "none", "[]", "{}"):
@@ -110,9 +124,19 @@ def _refuse(name: str, value: Any) -> None:
 
 
 def _echoed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI answers with the effective safety identifier: `user` is its older name."""
-    given = values.get("safety_identifier") or values.get("user")
-    return {"safety_identifier": given} if isinstance(given, str) else {}
+    """OpenAI answers with the effective safety identifier: `user` is its older name.
+
+    Raises `InvalidRequest` for one that is too long to be kept.
+    """
+    name = "safety_identifier" if values.get("safety_identifier") else "user"
+    given = values.get(name)
+    if not isinstance(given, str):
+        return {}
+    if len(given) > MAX_IDENTIFIER:
+        raise InvalidRequest(
+            f"'{name}' has {len(given)} characters; at most {MAX_IDENTIFIER} fit.", param=name
+        )
+    return {"safety_identifier": given}
 
 
 def compression(quality: Preset | None, given: int | None, default: int) -> int | None:
