@@ -75,7 +75,8 @@ class Job:
         if view.status == "completed":
             return view
         message = view.error_message or f"The job was {view.status}."
-        raise (JobCancelled if view.status == "cancelled" else GenerationFailed)(message)
+        error = JobCancelled if view.status == "cancelled" else GenerationFailed
+        raise error(message, code=view.error_code)
 
     def cancel(self) -> None:
         """Stop it within one step. Does nothing if it has ended."""

@@ -80,6 +80,7 @@ def variable(name: str) -> str:
     return "SAFELIGHT_" + name.upper()
 
 
+@functools.cache  # reading hints takes a millisecond: too long for every line of a batch
 def declared(struct: type[msgspec.Struct]) -> tuple[Field, ...]:
     """The fields of `struct`, in order, with their metadata."""
     hints = typing.get_type_hints(struct, include_extras=True)

@@ -108,6 +108,17 @@ def test_ctrl_c_stops_it_and_it_can_be_resumed(tmp_path: Path) -> None:
     check_whole(to)
 
 
+def test_a_file_that_cannot_be_written_fails_its_line_alone(tmp_path: Path) -> None:
+    source, to = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text('{"id": "a", "prompt": "a"}\n{"id": "b", "prompt": "b"}\n')
+    (to / "a.png" / "in-the-way").mkdir(parents=True)
+    run = start(source, to, *STILL)
+    _, errors = finish(run)
+    assert run.returncode == 1, errors
+    codes = {row["id"]: row["error"] and row["error"]["code"] for row in results(to)}
+    assert codes == {"a": "write_failed", "b": None}
+
+
 def test_wrong_lines_are_named_before_a_process_starts(tmp_path: Path) -> None:
     source, to = tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text('{"prompt": "a"}\n{"prompt": "b", "width": 65}\n{"prompt": "c", "n": 99}\n')

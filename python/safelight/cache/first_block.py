@@ -45,7 +45,7 @@ class StepCache:
             return cls(transformer, None)
         transformer.enable_cache(FirstBlockCacheConfig(threshold=model.step_cache_threshold))
         head = _head(transformer)
-        if mesh.layout.sp > 9:
+        if mesh.layout.sp > 1:
             head._should_compute_remaining_blocks = partial(_decide, head, mesh)
         return cls(transformer, head)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -56,11 +58,33 @@ class Startup:
         self._status.stop()
 
 
-class Bars:
+class _Shown:
+    """Progress of these columns, while the block lasts and if there is a terminal."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class Bars(_Shown):
     """One progress bar a job, with steps and the predicted time left."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        super().__init__(
+            console,
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -68,9 +92,6 @@ class Bars:
             TextColumn("{task.fields[status]}", markup=False),
             TextColumn("{task.fields[eta]}", markup=False),
             TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
 
     def add(self, label: str) -> TaskID:
@@ -80,18 +101,6 @@ class Bars:
         left = f"{eta:.0f} s left" if eta else ""
         self._progress.update(task, completed=done, total=total or None, status=status, eta=left)
 
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
 
 def shorten(text: str) -> str:
     """One line of at most 40 characters."""
@@ -99,34 +108,20 @@ def shorten(text: str) -> str:
     return line if len(line) <= _MAX_LABEL else line[: _MAX_LABEL - 1] + "…"
 
 
-class Tally:
+class Tally(_Shown):
     """One bar for many requests: how many are done, how many of them failed, the time left."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self._progress = Progress(
+        super().__init__(
+            console,
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[failed]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=total, failed="")
 
     def count(self, *, failed: int) -> None:
         """One more is done; `failed` of all."""
         self._progress.update(self._task, advance=1, failed=f"{failed} failed" if failed else "")
-
-    def __enter__(self) -> Tally:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()

@@ -65,7 +65,8 @@ def _able(vae: Any, what: str) -> Any:
 
 def _tiles(sizes: Mapping[str, int], enable: Any, kind: str) -> dict[str, int]:
     """Sizes as `enable` takes them, each with a stride that leaves a quarter to overlap: diffusers'
-    own stride may be longer than a small tile, and would leave gaps."""
+    own stride may be longer than a small tile, and would leave gaps. Some VAEs have no strides, but
+    say as a share how far tiles overlap."""
     taken = inspect.signature(enable).parameters
     for name in sizes:
         if name not in taken:
@@ -77,7 +78,7 @@ def _tiles(sizes: Mapping[str, int], enable: Any, kind: str) -> dict[str, int]:
         name.replace("_min_", "_stride_"): max(_GRID, size * 3 // 4 // _GRID * _GRID)
         for name, size in sizes.items()
     }
-    return {**sizes, **strides}
+    return {**sizes, **{name: size for name, size in strides.items() if name in taken}}
 
 
 # ----------------------------------------------------------------------------------- transformer

@@ -104,9 +104,7 @@ def _write_preview(message: Frames, number: int, material: Material) -> PreviewR
     compression = message.delivery.compression
     file = writing.write(
         path,
-        lambda to: images.encode(
-            pixels, to, format=format, compression=compression, parameters={}
-        ),
+        lambda to: images.encode(pixels, to, format=format, compression=compression, parameters={}),
     )
     return PreviewReady(
         sample=message.sample,

@@ -117,9 +117,7 @@ class OutputProcess:
         else:
             logger.error("encoding failed", sample=message.sample, exc_info=error)
             unforeseen = GenerationFailed(f"Encoding failed: {error!r:.300}", code="encode_failed")
-            self._results.put(
-                failed(message.sample, message.attempt, unforeseen, message.preview)
-            )
+            self._results.put(failed(message.sample, message.attempt, unforeseen, message.preview))
         os.eventfd_write(self._wake, 1)
 
     def _refuse(self, data: bytes, failure: SafelightError) -> None:

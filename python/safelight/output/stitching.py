@@ -82,16 +82,24 @@ def _track(source: str | None, skip: int, length: int, rate: int, name: str) -> 
 
 
 def has_sound(executable: str, path: Path) -> bool:
-    """Whether a file has a sound track. Raises `GenerationFailed` if it is no longer there."""
+    """Whether a file has a sound track. Raises `GenerationFailed` if it cannot be read."""
     if not path.is_file():
         raise GenerationFailed(
             "The video that was to be continued is no longer there.", code="content_gone"
         )
-    said = subprocess.run(
+    try:
+        said = _described(executable, path)
+    except subprocess.TimeoutExpired as failure:
+        raise GenerationFailed("The video takes too long to read.", code="bad_frames") from failure
+    return _SOUND.search(said.decode("utf-8", "replace")) is not None
+
+
+def _described(executable: str, path: Path) -> bytes:
+    """What ffmpeg says of a file."""
+    return subprocess.run(
         [executable, "-hide_banner", "-f", "mp4", "-i", str(path)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=PATIENCE_S,
         check=False,
     ).stderr
-    return _SOUND.search(said.decode("utf-8", "replace")) is not None

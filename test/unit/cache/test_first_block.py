@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,21 @@ from safelight.cache.first_block import StepCache
 from safelight.errors import ConfigError
 from safelight.parallel.mesh import Mesh
 from safelight.request import SampleSpec, Task
+from safelight.worker.warmup import warm_up
 
-NAMES = ("Wan 2.1", "Wan 2.2 A14B", "FLUX.1 dev", "FLUX.1 Kontext", "Qwen-Image", "Qwen-Image-Edit")
-CASES: list[Case] = [
-    next(case for case in pipelines.CASES if case.name == name and case.task != "inpainting")
-    for name in NAMES
-]
+NAMES = (
+    *("Wan 2.1", "Wan 2.2 A14B", "FLUX.1 dev", "FLUX.1 Kontext", "Qwen-Image", "Qwen-Image-Edit"),
+    *("FLUX.1 Fill", "Wan 2.2 TI2V-5B", "Qwen-Image-Edit-Plus"),
+)
+CASES: list[Case] = [next(case for case in pipelines.CASES if case.name == name) for name in NAMES]
 STEPS = 10
 SOME, LIVELY = 0.15, 0.5
 """Thresholds at which tiny random models compute some steps and not others: Wan, and the rest, in
 which everything changes more."""
 LARGEST = 1e-5
 """Difference that several ranks may make, in latents; of their largest where that is above 1."""
+COMPILED = 1e-4
+"""The same of compiled blocks."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -170,6 +174,39 @@ def test_what_is_kept_of_a_sample_ends_with_it(checkpoints: Checkpoints) -> None
     del session, halves
     one.executor.release(["a.0"])
     assert [state() for state in kept] == [None] * len(kept)
+
+
+def test_a_warm_up_leaves_nothing_behind(checkpoints: Checkpoints) -> None:
+    case = CASES[0]
+    where, given = checkpoints.of(case), some(case)
+    one, sample = stepper(where, given), spec(case, where, "a")
+    card = cases.card_of(where, **dict(given))
+    timings = warm_up(family(one), card, Mesh.single(cases.CPU))
+    assert {timing.batch for timing in timings} == {1}
+    one.begin(sample)
+    one.step("a.0", count=STEPS)
+    assert np.array_equal(latents(one, "a.0"), alone(where, given, sample))
+
+
+def test_compiled_blocks_are_cached_and_not_compiled_anew_for_every_sample(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as ever, but not made into C++: that takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    case = CASES[0]
+    where, given = checkpoints.of(case), some(case)
+    one = stepper(where, (*given, ("enable_torch_compile", True)))
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    graphs = []
+    for name, seed in (("a", 7), ("b", 8)):
+        sample = spec(case, where, name, seed=seed)
+        one.begin(sample)
+        one.step(sample.id, count=STEPS)
+        graphs.append(counters["stats"]["unique_graphs"])
+        made, expected = latents(one, sample.id), alone(where, given, sample)
+        assert difference(made, expected) <= COMPILED
+    assert graphs[0] == graphs[1] > 0
 
 
 def test_samples_that_are_put_in_one_forward_get_their_steps_apart(

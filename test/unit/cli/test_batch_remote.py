@@ -18,7 +18,7 @@ from PIL import Image
 from fakes.engine_peer import CARD
 from fakes.stack import Stack, running
 from safelight.cli import app
-from safelight.cli.batch import command
+from safelight.cli.batch import command, remote
 from safelight.cli.batch.lines import Item, read
 from safelight.cli.batch.remote import RemoteServer
 
@@ -232,6 +232,7 @@ class Other(BaseHTTPRequestHandler):
 @pytest.fixture
 def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(command, "_PATIENCE", 0.0)
+    monkeypatch.setattr(remote, "PATIENCE", 0)
     Other.seen.clear()
     Other.asked.clear()
     Other.told.clear()
@@ -252,7 +253,9 @@ CLIP = {"id": "a", "prompt": "a", "output": "video"}
 STILL = {"id": "a", "prompt": "a", "output": "image"}
 
 
-@pytest.mark.parametrize("trouble", [(503, b"", AT_ONCE), None])
+@pytest.mark.parametrize(
+    "trouble", [(503, b"", AT_ONCE), (429, b"", {"retry-after": "1" * 5000}), None]
+)
 def test_a_video_that_was_lost_sight_of_is_not_made_twice(
     batch: Batch, other: str, trouble: Answer, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Another process is writing"):
         Results(tmp_path, resume=True)
     results.close()
+
+
+def test_a_file_that_its_last_writer_removed_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one lets go, and removes it, between our opening and our holding it."""
+    path = tmp_path / "results.jsonl"
+    monkeypatch.setattr(fcntl, "flock", lambda *_: path.unlink())
+    with pytest.raises(ConfigError, match="try again"):
+        Results(tmp_path, resume=True)
 
 
 def test_another_file_of_that_name_stays(tmp_path: Path) -> None:

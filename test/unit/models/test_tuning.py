@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLWan, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    WanTransformer3DModel,
+)
 
 from safelight.builtin import builtin_model
 from safelight.config import ModelConfig, build
@@ -65,6 +70,14 @@ def test_tiles_have_strides_that_leave_no_gaps(vae: AutoencoderKLWan) -> None:
     assert parts.shape == whole.shape
     assert not torch.equal(parts, whole)
     assert (parts - whole).abs().mean() < 0.1 * whole.abs().mean()
+
+
+def test_tiles_of_a_vae_without_strides() -> None:
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+    )
+    tuned("vae", vae, vae_tiling=True, vae_config={"tile_sample_min_height": 64})
+    assert (vae.use_tiling, vae.tile_sample_min_height) == (True, 64)
 
 
 def test_tiles_without_a_size_are_diffusers_own(vae: AutoencoderKLWan) -> None:

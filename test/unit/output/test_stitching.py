@@ -13,7 +13,7 @@ from fakes import probe
 from fakes.shared_memory import clip, in_memory
 from fakes.sound import audio, heard, level, pitch, sounding, tone
 from safelight.errors import GenerationFailed
-from safelight.output import video
+from safelight.output import stitching, video
 from safelight.output.frames import open_frames, open_sound
 from safelight.output.stitching import has_sound
 from safelight.request import Clip
@@ -103,3 +103,16 @@ def test_a_clip_that_is_gone_is_a_clear_failure(tmp_path: Path) -> None:
     with pytest.raises(GenerationFailed) as caught:
         encode(clip(3, 32, 32), tmp_path / "x.mp4", after=Clip(path="/nowhere.mp4", num_frames=2))
     assert caught.value.code == "content_gone"
+
+
+def test_a_clip_that_takes_too_long_to_read_fails_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stitching, "PATIENCE_S", 0.05)
+    slow, other = tmp_path / "ffmpeg", tmp_path / "clip.mp4"
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o755)
+    other.touch()
+    with pytest.raises(GenerationFailed, match="takes too long") as failure:
+        has_sound(str(slow), other)
+    assert failure.value.code == "bad_frames"

@@ -12,7 +12,7 @@ from safelight.cli.batch.lines import Item
 from safelight.cli.batch.results import File
 from safelight.errors import InvalidRequest, SafelightError
 
-PATIENCE = 5.0  # seconds before a full queue is asked again, if it does not say
+PATIENCE = 5  # seconds before a full queue is asked again, if it does not say
 
 
 class Lost(SafelightError):

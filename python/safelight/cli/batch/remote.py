@@ -240,8 +240,7 @@ class RemoteServer:
             if video.status not in ("queued", "in_progress"):
                 return video
             if "preference-applied" not in reply.headers:
-                wait = reply.headers.get("openai-poll-after-ms", "")
-                await asyncio.sleep((int(wait) if wait.isdecimal() else _POLL_MS) / 1000)
+                await asyncio.sleep(_number(reply, "openai-poll-after-ms", _POLL_MS) / 1000)
 
     async def _send(
         self, route: str, body: Mapping[str, Any], uploads: Sequence[tuple[str, tuple[str, bytes]]]
@@ -319,9 +318,14 @@ def _checked(reply: httpx2.Response) -> httpx2.Response:
         return reply
     message = f"{reply.status_code}: {_message(reply)}"
     if reply.status_code in _BUSY:
-        after = reply.headers.get("retry-after", "")
-        raise Overloaded(message, retry_after_s=int(after) if after.isdecimal() else int(PATIENCE))
+        raise Overloaded(message, retry_after_s=_number(reply, "retry-after", PATIENCE))
     raise _Refused(message, code=_code(_error(reply)))
+
+
+def _number(reply: httpx2.Response, header: str, default: int) -> int:
+    """Of up to nine digits; the default for anything else."""
+    said = reply.headers.get(header, "")
+    return int(said) if said.isdecimal() and len(said) < 10 else default
 
 
 class _Refused(SafelightError):

@@ -135,5 +135,5 @@ class Results:
     def close(self) -> None:
         """Nothing is left of a batch that never began."""
         if self._file.seek(0, os.SEEK_END) == 0:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
         self._file.close()
