@@ -45,8 +45,8 @@ class Layer:
     tuner: Any
     placed: bool
     """Whether it is peft's that stands there."""
-    _set: Worn = ()
-    """What peft's is set to."""
+    _set: Worn | None = None
+    """What peft's is set to; None where peft has set it, which activates what it loads."""
 
     def place(self, adapted: bool) -> None:
         """Put the one or the other there, with the hooks that split or gather a sequence there."""
@@ -55,6 +55,11 @@ class Layer:
             diffusers_compat.hand_over(then, now)
             setattr(self.parent, self.attribute, now)
             self.placed = adapted
+
+    def open(self) -> None:
+        """Let peft load into it."""
+        self.place(adapted=True)
+        self._set = None
 
     def has(self, digests: Sequence[str]) -> bool:
         """Whether one of these adapters changes it."""
@@ -198,7 +203,7 @@ class Layers:
         """
         self._undress()
         for layer in self._layers:
-            layer.place(adapted=True)
+            layer.open()
         before = {module: dict(module._modules) for module in self.component.modules()}
         try:
             with _in_precision(self.component):
@@ -242,9 +247,8 @@ class Layers:
         self._forget(digest)
 
     def drop(self, digest: str) -> None:
-        """Forget an adapter."""
-        if any(digest == one for one, _ in self.worn):
-            self._undress()
+        """Forget an adapter. None is in force afterwards."""
+        self._undress()
         if any(digest == one for one, _ in self._merged_for):
             self._forget_merged()
         for layer in self._layers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,16 +25,16 @@ from safelight.manager.channels import Channels
 from safelight.manager.database import Database
 from safelight.manager.dispatch import Dispatcher
 from safelight.manager.events import JobView
-from safelight.manager.live import LiveJob, ended_view, last_event
+from safelight.manager.live import LiveJob
 from safelight.manager.media import NONE, Media
 from safelight.manager.models import Models
+from safelight.manager.reader import JobReader, unknown
 from safelight.manager.webhooks import Webhooks
 from safelight.models.card import ModelCard
-from safelight.request import TASKS, Adapter, GenerationRequest, Output, Task, job_of
+from safelight.request import TASKS, Adapter, GenerationRequest, Output, job_of
 from safelight.store.content import ContentStore
-from safelight.store.jobs import Job, JobStore, Order, Outcome
+from safelight.store.jobs import Job, JobStore, Outcome
 from safelight.store.jobs import Output as Stored
-from safelight.store.journal import JobEvent, Journal, Preview
 from safelight.store.tables import Status
 from safelight.wire import messages as m
 
@@ -44,12 +44,7 @@ SCHEDULER, OUTPUT = "scheduler", "output"
 """Names of the peers whose loss the manager mends."""
 
 
-class Page(msgspec.Struct, frozen=True):
-    views: tuple[JobView, ...]
-    has_more: bool
-
-
-class RequestManager:
+class RequestManager(JobReader):
     """Accepts, hands on, records and reports jobs. All methods belong to one event loop."""
 
     def __init__(
@@ -62,12 +57,12 @@ class RequestManager:
         plans: Callable[[m.PlanDone], None] | None = None,
     ) -> None:
         """`content_root` replaces the one under the data directory; `plans` sees every plan."""
+        super().__init__(ContentStore(content_root or config.data_path / "content"))
         self.cards = cards
         self.models = Models(config, self._send_model)
         self.webhooks = Webhooks(config.webhooks)
         self.load = m.Load(unfinished=0, backlog=0.0)
         self.plans = plans
-        self.content_store = ContentStore(content_root or config.data_path / "content")
         self.adapters = Adapters(config, self._send_adapters, self._adapters_in_use)
         self._dispatcher = Dispatcher(
             cards,
@@ -78,7 +73,6 @@ class RequestManager:
         self._data = config.data_path
         self._run_dir = run_dir
         self._admission = Admission(config.scheduling.max_queued_samples)
-        self._live: dict[str, LiveJob] = {}
         self._groups: dict[int, m.GroupStatus] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -141,70 +135,6 @@ class RequestManager:
         accepting = self._accept(request, media, destinations, clip)
         return await asyncio.shield(self._spawn(accepting))
 
-    async def job(self, job_id: str) -> JobView:
-        """The job as it is now. Raises `NotFound`."""
-        if (live := self._live.get(job_id)) is not None:
-            return live.view()
-        return self._view(await self._row(job_id))
-
-    async def wait(self, job_id: str) -> JobView:
-        """The job once it has ended. Raises `NotFound`, and `Unavailable` at shutdown."""
-        if (live := self._live.get(job_id)) is not None:
-            return await live.topic.final()
-        return await self.job(job_id)
-
-    async def subscribe(self, job_id: str) -> AsyncGenerator[JobView]:
-        """The job now and after every change until it ended. Raises `NotFound`."""
-        if (live := self._live.get(job_id)) is None:
-            yield await self.job(job_id)
-            return
-        async for view in live.topic.follow(live.view):
-            yield view
-
-    async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
-        """What has happened to the job behind event `after`, and what happens until it ended.
-
-        Raises `NotFound`, and `Unavailable` at shutdown.
-        """
-        live = self._live.get(job_id)
-        past = await self._past(job_id) if live is None else live.events
-        seen = 0 if after > len(past) else after  # of another life of this server
-        if live is None:
-            for event in past[seen:]:
-                yield event
-            return
-        async for _ in live.topic.pulses():
-            for event in live.events[seen:]:
-                yield event
-                seen = event.number
-
-    async def preview(self, job_id: str, index: int, number: int) -> Preview | None:
-        """The newest of that number of a sample. Raises `NotFound` if there is no such job."""
-        live = self._live.get(job_id)
-        events = await self._past(job_id) if live is None else live.events
-        shown = (event.preview for event in reversed(events) if event.preview is not None)
-        return next((p for p in shown if (p.sample, p.number) == (index, number)), None)
-
-    async def _past(self, job_id: str) -> Sequence[JobEvent]:
-        """Of a job that has ended."""
-        job = await self._row(job_id)
-        events = await self._db.run(self._journal(job).read)
-        if events and events[-1].last:
-            return events
-        return [*events, last_event(self._view(job), len(events) + 1)]
-
-    async def list(
-        self,
-        tasks: Sequence[Task],
-        *,
-        limit: int = 20,
-        after: str | None = None,
-        order: Order = "desc",
-    ) -> Page:
-        """A page of jobs by order of acceptance. Raises `NotFound` if `after` is not known."""
-        page = await self._db.call(JobStore.list, tasks, limit=limit, after=after, order=order)
-        return Page(tuple(self._view(job) for job in page.jobs), page.has_more)
-
     async def cancel(self, job_id: str) -> JobView:
         """Stop a job; one that has ended stays as it is. Raises `NotFound`."""
         await self._end(job_id, Status.CANCELLED, "cancelled", "The job was cancelled.")
@@ -220,7 +150,7 @@ class RequestManager:
         """Stop a job if it runs, remove its row and its files. Raises `NotFound`."""
         job = await self._db.call(JobStore.bury, job_id)
         if job is None:
-            raise _unknown(job_id)
+            raise unknown(job_id)
         text = "The job was deleted."
         await self._settle(
             msgspec.structs.replace(
@@ -551,28 +481,6 @@ class RequestManager:
 
     # ---------------------------------------------------------------------------------- helpers
 
-    async def _row(self, job_id: str) -> Job:
-        job = await self._db.call(JobStore.get, job_id)
-        if job is None:
-            raise _unknown(job_id)
-        return job
-
-    def _view(self, job: Job) -> JobView:
-        """A row, with what is remembered of it if it is still live."""
-        if (live := self._live.get(job.request.id)) is not None:
-            return live.view()
-        return ended_view(job, self._absolute(job.outputs))
-
-    def _journal(self, job: Job) -> Journal:
-        """Of its events; jobs whose caller chose the places of their files have none."""
-        if job.destinations is not None:
-            return Journal(None)
-        return Journal(self.content_store.journal(job.request.id))
-
-    def _absolute(self, outputs: Sequence[Stored]) -> tuple[Stored, ...]:
-        locate = self.content_store.located
-        return tuple(msgspec.structs.replace(o, path=str(locate(o.path))) for o in outputs)
-
     def _spawn(
         self,
         work: Coroutine[Any, Any, R],
@@ -589,7 +497,3 @@ class RequestManager:
         """A task that must not end has: without it the manager is deaf, so say so."""
         if not task.cancelled() and (failure := task.exception()) and not self.broken.done():
             self.broken.set_exception(failure)
-
-
-def _unknown(job_id: str) -> NotFound:
-    return NotFound(f"There is no job '{job_id}'.", param="id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,17 +23,25 @@ from safelight.engine import Engine
 class Dying:
     """Makes one file, then nothing more."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, interrupted: bool = False) -> None:
+        """`interrupted`: it makes nothing, and whoever waits presses Ctrl-C."""
         self.asked = 0
+        self.interrupted = interrupted
 
     async def open(self, items: Sequence[Item]) -> None:
         """Nothing to do."""
 
     async def close(self) -> None:
-        """Nothing to do."""
+        """As if Ctrl-C were pressed again meanwhile."""
+        if self.interrupted:
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.Event().wait()
 
     async def make(self, item: Item, directory: Path) -> Made:
         self.asked += 1
+        if self.interrupted:
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.Event().wait()
         if self.asked > 1:
             raise Lost("The engine has stopped.")
         path = directory / "a.png"
@@ -59,6 +68,16 @@ def test_what_is_left_when_the_engine_dies_is_left_for_resume(
     assert "safelight: The engine has stopped." in errors
     [row] = (to / "results.jsonl").read_text().splitlines()
     assert json.loads(row)["status"] == "completed"
+
+
+def test_ctrl_c_pressed_twice_ends_it_like_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_backend", lambda *_: Dying(interrupted=True))
+    source = written(tmp_path / "in.jsonl", 2)
+    words = ["batch", "--input", str(source), "--output-path", str(tmp_path / "out")]
+    assert app.run(words) == 130
+    assert "0 made, 0 failed, 0 done before, 2 left" in capsys.readouterr().out
 
 
 def test_an_engine_that_does_not_run_makes_nothing_more(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_three_kinds_of_files_say_the_same(tmp_path: Path) -> None:
     assert by_csv[1].id == by_json[1].id == by_text[1].id
 
 
+def test_a_picture_can_stand_in_a_cell(tmp_path: Path) -> None:
+    url = "data:image/png;base64," + "A" * 200_000
+    [item] = read(tmp_path / "in.csv", f'prompt,image\na,"{url}"\n')
+    assert item.options.image_path == [url]
+
+
 def test_the_command_line_holds_where_a_line_says_nothing(tmp_path: Path) -> None:
     text = jsonl({"prompt": "a"}, {"prompt": "b", "num_inference_steps": 2, "n": 1})
     first, second = read(tmp_path / "in.jsonl", text, num_inference_steps=9, n=3)

@@ -116,6 +116,20 @@ def test_a_scale_is_a_strength(wan: Any, a: Adapter) -> None:
     assert not torch.allclose(made[0.5], made[1.0])
 
 
+def test_one_that_is_loaded_or_dropped_later_leaves_the_others_alone(
+    wan: Any, loras: Files, a: Adapter
+) -> None:
+    wan.lora.wear([a])
+    made = forward(wan)
+    other = loras.adapter(WAN, "b")
+    wan.lora.load(other)
+    wan.lora.wear([a])
+    assert torch.equal(forward(wan), made)
+    wan.lora.drop(other.digest)
+    wan.lora.wear([a])
+    assert torch.equal(forward(wan), made)
+
+
 def test_one_adapter_twice_has_both_strengths(wan: Any, a: Adapter) -> None:
     wan.lora.wear([a])
     whole = forward(wan)

@@ -132,12 +132,12 @@ class _Run:
         loop.set_default_executor(ThreadPoolExecutor(self._wanted.in_flight + 4))
         with _interrupts(asyncio.current_task()):
             try:
-                await backend.open(self._items)
-                await self._all(backend)
-            except asyncio.CancelledError:
+                async with contextlib.AsyncExitStack() as stack:
+                    stack.push_async_callback(backend.close)
+                    await backend.open(self._items)
+                    await self._all(backend)
+            except asyncio.CancelledError:  # also of who was impatient, and pressed Ctrl-C again
                 return INTERRUPTED
-            finally:
-                await backend.close()
         return 1 if self._failed else 0
 
     async def _all(self, backend: Backend) -> None:

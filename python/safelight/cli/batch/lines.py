@@ -39,6 +39,7 @@ FORMATS: Mapping[str, Format] = {
 """Extension of an input file -> how it is read."""
 
 MAX_SHOWN = 20  # wrong lines in one message
+MAX_CELL = 32 * 2**20  # characters: a picture may stand in a cell, as a data URL
 
 
 class LineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,6 +181,7 @@ def _rows(path: Path, format: Format) -> Iterator[tuple[int, Raw | str]]:
 
 def _csv(text: str) -> Iterator[tuple[int, Raw | str]]:
     """Columns are named by the first row; an empty cell says nothing."""
+    csv.field_size_limit(MAX_CELL)
     reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
         for row in reader:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from fastapi import Header, Response
 
 from safelight.manager.events import JobView
-from safelight.manager.manager import Page, RequestManager
+from safelight.manager.manager import RequestManager
+from safelight.manager.reader import Page
 from safelight.store.tables import Status
 
 MIN_POLL_MS, MAX_POLL_MS = 50, 1000
