@@ -242,7 +242,11 @@ class RequestManager(JobReader):
             await self._db.run(partial(self.content_store.forget, request.material))
             text = f"The job cannot be kept: {failure.strerror}."
             raise Unavailable(text, code="storage_failed") from failure
-        return await self._db.call(JobStore.add, request, places)
+        try:
+            return await self._db.call(JobStore.add, request, places)
+        except Unavailable:  # nobody will ask for what is there already
+            await self._db.run(partial(self.content_store.delete, request.id))
+            raise
 
     async def _dispatch(self, live: LiveJob) -> None:
         """Hand the scheduler every sample of the job that has no file yet."""
@@ -252,7 +256,7 @@ class RequestManager(JobReader):
     async def _resubmit(self) -> None:
         """A new attempt of everything unfinished; what older attempts still send is stale."""
         await self._channels.send(m.Attach())
-        jobs = await self._db.call(JobStore.next_attempt)
+        jobs = await self._db.insist(lambda: self._db.call(JobStore.next_attempt))
         for job in jobs:  # all of them before the next await, in which some may end
             if (live := self._live.get(job.request.id)) is not None:
                 live.begin(job.attempt)
@@ -341,7 +345,8 @@ class RequestManager(JobReader):
             for live in begun:
                 live.started_at = at
             ids = [live.request.id for live in begun]
-            self._spawn(self._db.call(JobStore.start, ids, at), self._fell)
+            begin = partial(self._db.call, JobStore.start, ids, at)
+            self._spawn(self._db.insist(begin), self._fell)
         for live in moved:
             live.changed()
 
@@ -396,7 +401,8 @@ class RequestManager(JobReader):
     async def _record(self, ready: Sequence[m.MediaReady]) -> None:
         """Commit finished files, then let everybody forget the samples."""
         reports = [(self._output(message), message.attempt) for message in ready]
-        results = await self._db.call(JobStore.record, reports, time.time())
+        record = partial(self._db.call, JobStore.record, reports, time.time())
+        results = await self._db.insist(record)
         forget = []
         for message, (outcome, job) in zip(ready, results, strict=True):
             if outcome is Outcome.STALE:
@@ -441,15 +447,9 @@ class RequestManager(JobReader):
         attempt: int | None = None,
     ) -> None:
         """End a job durably, unless its row says that it has ended otherwise."""
-        job = await self._db.call(
-            JobStore.finish,
-            job_id,
-            status,
-            time.time(),
-            code=code,
-            message=message,
-            attempt=attempt,
-        )
+        finish = partial(JobStore.finish, code=code, message=message, attempt=attempt)
+        end = partial(self._db.call, finish, job_id, status, time.time())
+        job = await self._db.insist(end)
         if job is not None:
             await self._settle(job)
 

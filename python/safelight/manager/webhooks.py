@@ -141,7 +141,7 @@ class Webhooks:
         """Commit what has ended since the last time: many attempts wait for the disk once."""
         ended, self._ended = self._ended, []
         if ended:
-            await self._db.webhooks(WebhookStore.settle, ended)
+            await self._db.insist(lambda: self._db.webhooks(WebhookStore.settle, ended))
             self._under_way.difference_update(attempt.delivery.id for attempt in ended)
 
     async def _idle(self, until: float | None) -> None:

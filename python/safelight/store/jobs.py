@@ -101,7 +101,8 @@ class JobStore:
                     param="data_dir",
                 )
             metadata.create_all(db)
-            db.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
+            if version != VERSION:  # no write that is not needed: the disk may be full
+                db.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._engine.dispose()

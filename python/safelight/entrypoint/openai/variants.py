@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safelight.entrypoint.media import MediaResponse, finished_output, name_of
-from safelight.errors import InvalidRequest
+from safelight.errors import GenerationFailed, InvalidRequest
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.output import clips, writing
@@ -56,11 +56,20 @@ def _make(store: ContentStore, output: Output, path: Path, variant: str) -> None
     store.stat(source)
     if path.exists():
         return
+    try:
+        _write(output, source, path, variant)
+    except GenerationFailed:
+        store.stat(source)  # deleted meanwhile: there is no such file, and nothing is wrong
+        raise
+    finally:
+        if not source.exists():  # and nothing of it must stay
+            store.discard(path)
+
+
+def _write(output: Output, source: Path, path: Path, variant: str) -> None:
     size = (output.width, output.height)
     if variant == "thumbnail":
         writing.write(path, lambda to: clips.thumbnail(source, to, size=size))
     else:
         frames = output.num_frames
         writing.write(path, lambda to: clips.spritesheet(source, to, frames=frames, size=size))
-    if not source.exists():  # deleted meanwhile: nothing of it must stay
-        store.discard(path)
