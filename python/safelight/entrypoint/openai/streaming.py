@@ -78,4 +78,3 @@ async def _completed(
 
 def _event(name: str, answer: dict[str, Any], **data: Any) -> sse.Event:
     return sse.Event(name, {"type": name, **answer, **data})
-
