@@ -102,3 +102,19 @@ def test_the_examples_of_events(live_server: Server, tmp_path: Path) -> None:
     for name in ("partial-0.png", "partial-1.png", "partial-2.png", "final.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (64, 64)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="the examples use jq, which is not here")
+def test_the_examples_of_images(live_server: Server, tmp_path: Path) -> None:
+    (shell,) = blocks("bash", ROOT / "docs" / "images.md")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shell.replace(PORT, f"127.0.0.1:{live_server.port}")],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
+    with Image.open(tmp_path / "second.png") as picture:
+        assert picture.size == (64, 64)
