@@ -64,12 +64,18 @@ class StepCache:
             raise ValueError(f"{len(sessions)} samples would share one decision of a step cache.")
         # diffusers keeps states by the name of the context and has no way to forget one.
         states = self._head.state_manager
-        states._state_cache = sessions[0].cached.setdefault(self, {})
+        known = states._state_cache = sessions[0].cached.setdefault(self, {})
         try:
             with self._transformer.cache_context(name):
                 yield
+        except BaseException:
+            # Tried again, the step would seem to change nothing: it is computed whole.
+            known.clear()
+            raise
         finally:
             states._state_cache = {}
+        # For the last block of this forward alone, and as large as what is needed at the next step.
+        known[name].head_block_output = None
 
 
 def _head(transformer: Any) -> Any:

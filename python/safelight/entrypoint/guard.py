@@ -7,6 +7,8 @@ hence this one.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,8 +41,8 @@ class RequestIdMiddleware:
 
 
 class Intake:
-    """What is being read of all bodies together: each may take as much as the limit, but a hundred
-    at once may not take a hundred times that."""
+    """What is being read of all bodies together, or waits to be decoded: each may take as much as
+    the limit, but a hundred at once may not take a hundred times that."""
 
     BODIES = 8  # of full size at once
 
@@ -60,6 +62,15 @@ class Intake:
 
     def gave_back(self, nbytes: int) -> None:
         self._read -= nbytes
+
+    @contextmanager
+    def holding(self, nbytes: int) -> Iterator[None]:
+        """So much more is taken while it is entered. Raises `Overloaded`."""
+        self.took(nbytes)
+        try:
+            yield
+        finally:
+            self.gave_back(nbytes)
 
 
 class BodyLimit:

@@ -9,12 +9,14 @@ import functools
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 from safelight import egress
 from safelight.config import ServerConfig
 from safelight.entrypoint.body import MAX_FILES, Body
-from safelight.errors import InvalidRequest
+from safelight.entrypoint.guard import Intake
+from safelight.errors import InvalidRequest, Overloaded
 from safelight.manager.media import Media, decode
 
 IMAGES = (
@@ -39,26 +41,43 @@ Source = bytes | str
 
 async def media_of(body: Body, server: ServerConfig) -> Media:
     """The decoded pictures of a body, which are taken out of it: it lives as long as its request,
-    and that may wait for long. Raises `InvalidRequest` naming the field."""
+    and that may wait for long. Raises `InvalidRequest` naming the field, or `Overloaded`."""
+    with ExitStack() as held:
+        try:
+            return await (await _begun(_sources(body), server, held))
+        except (InvalidRequest, Overloaded) as failure:
+            # It outlives this for a while, with all the pictures that its frames hold.
+            traceback.clear_frames(failure.__traceback__)
+            if failure.__cause__ is not None:
+                traceback.clear_frames(failure.__cause__.__traceback__)
+            raise
+
+
+def _sources(body: Body) -> list[tuple[str, Source]]:
+    """All that a body has, taken out of it."""
     sources = [(name, one) for name in (*IMAGES, MASK, MASK_IMAGE) for one in _taken(body, name)]
     if len(sources) > MAX_FILES:
         text = f"{len(sources)} input pictures; at most {MAX_FILES} fit."
         raise InvalidRequest(text, param=sources[0][0])
-    sources = _without_strays(sources, body)
+    return _without_strays(sources, body)
+
+
+async def _begun(
+    sources: list[tuple[str, Source]], server: ServerConfig, held: ExitStack
+) -> asyncio.Future[Media]:
+    """They are fetched, and being decoded, or wait for their turn. Until `held` is closed they
+    count: their bodies are read, and no longer among those that `Intake` bounds elsewhere."""
+    queue, sent = _queue(max(server.max_body_bytes, server.fetch_max_bytes)), _size(sources)
+    held.enter_context(queue.holding(sent))
     fetched = await _fetched(sources, server)
-    del sources
-    decoding = asyncio.get_running_loop().run_in_executor(
+    held.enter_context(queue.holding(max(0, _size(fetched) - sent)))
+    return asyncio.get_running_loop().run_in_executor(
         _decoders(), _decoded, fetched, server.max_input_pixels
     )
-    del fetched
-    try:
-        return await decoding
-    except InvalidRequest as failure:
-        # It outlives this for a while, with all the pictures that its frames hold.
-        traceback.clear_frames(failure.__traceback__)
-        if failure.__cause__ is not None:
-            traceback.clear_frames(failure.__cause__.__traceback__)
-        raise
+
+
+def _size(sources: list[tuple[str, Source]]) -> int:
+    return sum(len(one) for _, one in sources)
 
 
 def _without_strays(sources: list[tuple[str, Source]], body: Body) -> list[tuple[str, Source]]:
@@ -171,6 +190,11 @@ def _bytes(value: Source, name: str) -> bytes:
             + (", and no URL that begins with http:// or https://." if name in LINKS else "."),
             param=name,
         ) from failure
+
+
+@functools.cache
+def _queue(limit: int) -> Intake:
+    return Intake(limit)
 
 
 @functools.cache

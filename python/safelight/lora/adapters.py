@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from safelight.errors import GenerationFailed
 from safelight.lora.files import CODE, check, explained, layers_of, unfit
+from safelight.lora.kept import Kept, limit_of
 from safelight.lora.layers import Layers, Worn
 from safelight.lora.plain import loader_of
+from safelight.lora.room import Room
 from safelight.request import Adapter
 
 ALL = "all"
@@ -33,9 +36,13 @@ class Adapters:
         self._loader = loader_of(pipeline)
         names = () if self._loader is None else self._loader._lora_loadable_modules
         parts = {name: pipeline.components.get(name) for name in names}
-        self._parts = {name: Layers(name, part) for name, part in parts.items() if part is not None}
+        room = Room()
+        self._parts = {
+            name: Layers(name, part, room) for name, part in parts.items() if part is not None
+        }
         self._loaded: dict[tuple[str, str], dict[str, int]] = {}
         """Layers by component, of what was loaded: by digest and how it was loaded."""
+        self._kept = Kept()
 
     @property
     def of_prompts(self) -> tuple[tuple[str, Worn], ...]:
@@ -53,26 +60,28 @@ class Adapters:
         Raises `GenerationFailed` if one does not fit the model, which is then unharmed.
         """
         scales: dict[str, dict[str, float]] = {}
+        needed = {adapter.digest for adapter in adapters}
         for adapter in adapters:
-            for name in self.load(adapter):
+            for name in self.load(adapter, needed):
                 of_part = scales.setdefault(name, {})
                 of_part[adapter.digest] = of_part.get(adapter.digest, 0.0) + adapter.scale
         for name, part in self._parts.items():
             worn = tuple(scales.get(name, {}).items())
             part.wear(worn, merged=merged and name in DENOISERS)
 
-    def load(self, adapter: Adapter) -> dict[str, int]:
+    def load(self, adapter: Adapter, needed: Collection[str] = ()) -> dict[str, int]:
         """Load one if it is not; the layers it changes, by component that it is meant for.
 
-        If something had to be loaded, no adapter is in force afterwards. Raises `GenerationFailed`
-        as `wear`.
+        If something had to be loaded, no adapter is in force afterwards, and others may have been
+        dropped for it, but none of the digests in `needed`. Raises `GenerationFailed` as `wear`.
         """
         self._check_target(adapter)
         layers: dict[str, int] = {}
         for way in self._ways(adapter.target):
             if (adapter.digest, way) not in self._loaded:
-                self._loaded[adapter.digest, way] = self._load(adapter, way)
+                self._loaded[adapter.digest, way] = self._load(adapter, way, needed)
             layers |= self._loaded[adapter.digest, way]
+        self._kept.used(adapter.digest)
         if adapter.target == ALL:
             return layers
         if adapter.target not in layers:
@@ -98,12 +107,13 @@ class Adapters:
             return [ALL]
         return [ALL, SECOND] if target == ALL else [SECOND if target == SECOND else ALL]
 
-    def _load(self, adapter: Adapter, way: str) -> dict[str, int]:
+    def _load(self, adapter: Adapter, way: str, needed: Collection[str]) -> dict[str, int]:
         """The layers that it changes, by component; none of it is left if it fails."""
         check(adapter)
         self.wear(())
         first = {name: part.component for name, part in self._parts.items() if name != SECOND}
         wanted = layers_of(self._loader, adapter, first)
+        self._make_room(adapter, needed)
         parts = [part for name, part in self._parts.items() if (name == SECOND) == (way == SECOND)]
         try:
             with ExitStack() as stack:
@@ -120,6 +130,14 @@ class Adapters:
             raise
         counts = {part.name: part.count(adapter.digest) for part in parts}
         return {name: count for name, count in counts.items() if count}
+
+    def _make_room(self, adapter: Adapter, needed: Collection[str]) -> None:
+        """Drop others that were not used for long, if it would be too many with this one."""
+        nbytes = Path(adapter.path).stat().st_size
+        limit = limit_of(next(iter(self._parts.values())).component.device)
+        for digest in self._kept.superfluous(nbytes, limit, {*needed, adapter.digest}):
+            self.drop(digest)
+        self._kept.add(adapter.digest, nbytes)
 
     def _read(self, adapter: Adapter, way: str) -> None:
         second = {"load_into_transformer_2": True} if way == SECOND else {}
@@ -143,4 +161,5 @@ class Adapters:
         """Forget an adapter; unknown ones are ignored."""
         for part in self._parts.values():
             part.drop(digest)
+        self._kept.drop(digest)
         self._loaded = {key: value for key, value in self._loaded.items() if key[0] != digest}

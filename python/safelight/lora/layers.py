@@ -8,7 +8,6 @@ written to and stay on the device: to unmerge is to put them back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import nn
 
 from safelight import log
 from safelight.errors import GenerationFailed
+from safelight.lora.room import Room
 from safelight.parallel import diffusers_compat
 
 logger = log.get(__name__)
@@ -109,9 +109,11 @@ class Unmergeable(GenerationFailed):
 class Layers:
     """All layers of a component that any adapter changes."""
 
-    def __init__(self, name: str, component: Any) -> None:
+    def __init__(self, name: str, component: Any, room: Room) -> None:
+        """`room`: of all components together."""
         self.name = name
         self.component = component
+        self._room = room
         self.worn: Worn = ()
         """In force now."""
         self._layers: list[Layer] = []
@@ -167,7 +169,7 @@ class Layers:
             return True
         self._forget_merged()
         need = sum(w.nbytes for layer in touched for w in layer.weights.values())
-        if need <= (room := _room(self.component.device)):
+        if need <= (room := self._room.left(self.component.device)):
             return True
         logger.warning("adapters run unmerged: no room", need=need, room=room, part=self.name)
         return False
@@ -284,11 +286,3 @@ def _in_precision(component: Any) -> Iterator[None]:
     finally:
         for module, weight in stored:
             module.weight = weight
-
-
-def _room(device: torch.device) -> float:
-    """Bytes to be had on a device; what the host has is the system's business."""
-    if device.type != "cuda":
-        return math.inf
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

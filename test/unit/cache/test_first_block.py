@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,45 @@ def test_what_is_kept_of_a_sample_ends_with_it(checkpoints: Checkpoints) -> None
     halves = list(session.cached.values())
     assert len(halves) == 2, "both experts"
     assert {name for states in halves for name in states} == {"cond", "uncond"}
+    found = [state for states in halves for state in states.values()]
+    assert {state.head_block_output for state in found} == {None}, "of use within a forward"
+    assert all(state.head_block_residual is not None for state in found)
+    del found
     kept = [weakref.ref(state) for states in halves for state in states.values()]
     del session, halves
     one.executor.release(["a.0"])
     assert [state() for state in kept] == [None] * len(kept)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_step_that_is_tried_again_is_as_if_it_had_not_failed(
+    half: int, checkpoints: Checkpoints
+) -> None:
+    """What was noted before it failed would pass for a full forward, of either half."""
+    case = CASES[0]
+    where, given = checkpoints.of(case), settings(0.0)
+    one, sample = stepper(where, given), spec(case, where, "a")
+    one.begin(sample)
+    one.step("a.0")
+    *_, last = transformers(one)[0].blocks
+    attention = next(last.children())
+    works = attention.register_forward_pre_hook(_fails(after=half))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no memory"):
+        family(one).step([one.executor._sessions["a.0"]])
+    works.remove()
+    one.step("a.0", count=STEPS - 1)
+    assert np.array_equal(latents(one, "a.0"), alone(where, given, sample))
+
+
+def _fails(after: int) -> Any:
+    """A hook that fails once it has been called so often."""
+    calls = itertools.count()
+
+    def fail(*_: Any) -> None:
+        if next(calls) == after:
+            raise RuntimeError("no memory")
+
+    return fail
 
 
 def test_a_warm_up_leaves_nothing_behind(checkpoints: Checkpoints) -> None:

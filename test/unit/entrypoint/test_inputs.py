@@ -22,10 +22,12 @@ from PIL import Image
 
 from fakes import stack
 from fakes.engine_peer import CARD
+from safelight.config import ServerConfig
+from safelight.entrypoint import inputs
 from safelight.entrypoint.body import Body
-from safelight.errors import ModelNotFound
+from safelight.errors import ModelNotFound, Overloaded
 from safelight.manager.building import choose
-from safelight.manager.media import Decoded, decode
+from safelight.manager.media import Decoded, Media, decode
 from safelight.models.card import Range
 
 EDIT, VIDEO = "/v1/images/edits", "/v1/videos"
@@ -69,6 +71,31 @@ def text(data: bytes) -> str:
 
 def pixels(data: bytes) -> bytes:
     return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+def test_what_waits_to_be_decoded_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies are read faster than pictures are decoded, and all would be in memory."""
+    server = ServerConfig(max_body_bytes=1024, fetch_max_bytes=1024)
+    go_on = threading.Event()
+
+    def decoded(sources: Any, max_pixels: int) -> Media:
+        assert go_on.wait(60)
+        return Media()
+
+    async def burst() -> None:
+        many = [Body({}, strict=True, files={"image": [bytes(1024)]}) for _ in range(10)]
+        waiting = [asyncio.create_task(inputs.media_of(one, server)) for one in many[:8]]
+        await asyncio.sleep(0)
+        try:
+            with pytest.raises(Overloaded):
+                await inputs.media_of(many[8], server)
+        finally:
+            go_on.set()
+        await asyncio.gather(*waiting)
+        await inputs.media_of(many[9], server)
+
+    monkeypatch.setattr(inputs, "_decoded", decoded)
+    asyncio.run(burst())
 
 
 class Seen:

@@ -23,6 +23,7 @@ from fakes.cases import Checkpoints, Stepper
 from fakes.lora import Files
 from fakes.single_files import write_gguf
 from safelight.errors import GenerationFailed
+from safelight.lora import adapters
 from safelight.lora.adapters import Adapters
 from safelight.models.remote.adapter import NoAdapters
 from safelight.parallel.mesh import Mesh
@@ -128,6 +129,47 @@ def test_one_that_is_loaded_or_dropped_later_leaves_the_others_alone(
     wan.lora.drop(other.digest)
     wan.lora.wear([a])
     assert torch.equal(forward(wan), made)
+
+
+def test_those_used_longest_ago_make_room_for_others(
+    wan: Any, loras: Files, a: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, c = (loras.adapter(WAN, letter) for letter in "bc")
+    room = 2 * max(Path(one.path).stat().st_size for one in (a, b, c))
+    monkeypatch.setattr(adapters, "limit_of", lambda device: room)
+    made = {}
+    for one in (a, b, a, c):
+        wan.lora.wear([one])
+        made[one.digest] = forward(wan)
+    assert {digest for digest, _ in wan.lora._loaded} == {a.digest, c.digest}
+    for one in (b, a, c):
+        wan.lora.wear([one])
+        assert torch.equal(forward(wan), made[one.digest])
+        assert len(wan.lora._loaded) == 2
+
+
+def test_no_request_loses_an_adapter_to_its_next(
+    wan: Any, loras: Files, a: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worn = [a, *(loras.adapter(WAN, letter) for letter in "bc")]
+    wan.lora.wear(worn)
+    made = forward(wan)
+    for one in worn:
+        wan.lora.drop(one.digest)
+    monkeypatch.setattr(adapters, "limit_of", lambda device: 1)
+    wan.lora.wear(worn)
+    assert torch.equal(forward(wan), made)
+    assert len(wan.lora._loaded) == 3
+
+
+def test_a_file_that_does_not_fit_takes_no_room(
+    wan: Any, loras: Files, a: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "limit_of", lambda device: Path(a.path).stat().st_size)
+    wan.lora.load(a)
+    with pytest.raises(GenerationFailed):
+        wan.lora.load(loras.adapter(SDXL, "a"))
+    assert {digest for digest, _ in wan.lora._loaded} == {a.digest}
 
 
 def test_one_adapter_twice_has_both_strengths(wan: Any, a: Adapter) -> None:
