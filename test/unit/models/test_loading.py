@@ -91,13 +91,14 @@ def test_a_rank_without_a_gpu_is_told_how_many_there_are(monkeypatch: pytest.Mon
 
 def test_offloaded_encoders_stay_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, which stands for a GPU here."""
-    offloaded: list[torch.nn.Module] = []
-    monkeypatch.setattr(loading, "offload", lambda module, device: offloaded.append(module))
+    offloaded: list[tuple[object, bool]] = []
+    monkeypatch.setattr(loading, "offload", lambda one, to, *, pin: offloaded.append((one, pin)))
     parts = {name: torch.nn.Linear(2, 2) for name in ("text_encoder_2", "transformer")}
     parts = {**parts, "tokenizer": object()}  # type: ignore[dict-item]
-    model = configuration.build({"text_encoder_cpu_offload": True}).model
-    loading.place(parts, model, torch.device("meta"))
-    assert offloaded == [parts["text_encoder_2"]]
+    for pinned in (True, False):
+        settings = {"text_encoder_cpu_offload": True, "pin_cpu_memory": pinned}
+        loading.place(parts, configuration.build(settings).model, torch.device("meta"))
+        assert offloaded.pop() == (parts["text_encoder_2"], pinned)
     assert parts["text_encoder_2"].weight.device.type == "cpu"
     assert parts["transformer"].weight.device.type == "meta"
 
