@@ -356,9 +356,7 @@ class Core:
             cost = self.lane(group.model).cost
             self._tell(m.Progress(samples=forecast.of_running(moved, cost)))
         if pending.op == "encode":  # the queue has moved on
-            near = self.lane(group.model).batcher.fresh.head(forecast.SOON)
-            if near:
-                self._tell(m.Progress(samples=tuple(map(self._waiting, near))))
+            self._tell_places(self.lane(group.model), report.finished)
         self._tell(
             m.PlanDone(
                 group=group.index,
@@ -369,6 +367,13 @@ class Core:
                 ranks=costs,
             )
         )
+
+    def _tell_places(self, lane: Lane, now: float) -> None:
+        """Tell those that are next in line, unless they have just been told: it takes as long as
+        all the rest of a tick."""
+        if now - lane.told >= forecast.NEWS_S and (near := lane.batcher.fresh.head(forecast.SOON)):
+            lane.told = now
+            self._tell(m.Progress(samples=tuple(map(self._waiting, near))))
 
     # ------------------------------------------------------------------------------------ planning
 

@@ -14,6 +14,9 @@ from safelight.wire.messages import Load, SampleProgress
 LOOK_AHEAD = 64
 """Waiting samples whose work is summed up for an ETA; more would not make it truer."""
 
+NEWS_S = 1.0
+"""Seconds between two such tellings of one model."""
+
 SOON = 16
 """Waiting samples that are told their place whenever the queue has moved on: the others are far
 from the front, and telling thousands would hold up the batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ class Lane:
     """What came after that: it waits until the model is loaded again."""
     unfinished: int = 0
     """Samples that it has, without the later ones."""
+    told: float = -math.inf
+    """When those in line were last told their places; monotonic seconds."""
 
     @classmethod
     def of(cls, model: str, config: SchedulingConfig) -> Lane:

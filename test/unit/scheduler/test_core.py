@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fakes.simulation import STEP_TIMEOUT, World, spec
 from safelight.request import MAX_PROMPT, State
+from safelight.scheduler import forecast
 from safelight.scheduler.core import MAX_LOSSES, MAX_REDELIVERIES, ToSupervisor
 from safelight.scheduler.policy import AGEING
 from safelight.wire import codec, links
@@ -500,14 +501,19 @@ def test_a_flush_is_executed_behind_what_was_sent_and_before_what_comes() -> Non
     assert len(flushes) == 1 and flushes[0] < begun[0]
 
 
-def test_those_who_wait_are_told_that_the_queue_moves_on() -> None:
+@pytest.mark.parametrize(("pause", "places"), [(0.0, [2, 1, 0]), (1e6, [2, 1])])
+def test_those_who_wait_are_told_that_the_queue_moves_on(
+    monkeypatch: pytest.MonkeyPatch, pause: float, places: list[int]
+) -> None:
+    """Not more often than every `NEWS_S` seconds, as it takes time."""
+    monkeypatch.setattr(forecast, "NEWS_S", pause)
     world = World.create()
     sizes = (4, 16, 64)  # they share no forward
     world.submit(*(spec(f"{size}.0", tokens=size, steps=9) for size in sizes))
     told = _positions(world, "64.0")
     world.run()
     assert told == [2]
-    assert _positions(world, "64.0")[:3] == [2, 1, 0]
+    assert _positions(world, "64.0")[:3] == places
 
 
 def _positions(world: World, sample: str) -> list[int]:
