@@ -14,6 +14,7 @@ from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.native_schema import GenerateBody, Generated
 from safelight.entrypoint.openai import parsing
 from safelight.entrypoint.openai.events import encoded
+from safelight.entrypoint.openai.polling import content_url
 from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
 from safelight.errors import GenerationFailed, InvalidRequest
 from safelight.manager.building import build_request, output_of
@@ -105,7 +106,7 @@ def _count(own: GenerateBody) -> int:
 
 async def _answer(view: JobView, asked: GenerateBody, http: Request) -> dict[str, Any]:
     request, kind = view.request, output_of(view.request.task)
-    urls = [_url(http, kind, view.id, index) for index in range(len(view.outputs))]
+    urls = [content_url(http, kind, view.id, index) for index in range(len(view.outputs))]
     files = urls
     if asked.output_format != "path":
         paths = [Path(output.path) for output in view.outputs]
@@ -152,12 +153,6 @@ def _stats(view: JobView) -> dict[str, Any]:
         "steps": view.steps_total,
         "attempt": view.attempt,
     }
-
-
-def _url(http: Request, kind: Output, job_id: str, index: int) -> str:
-    """Absolute, by the name under which this client reached the server."""
-    query = f"?index={index}" if kind == "image" else ""
-    return f"{http.base_url}v1/{kind}s/{job_id}/content{query}"
 
 
 async def _base64(path: Path) -> str:

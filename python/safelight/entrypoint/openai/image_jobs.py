@@ -5,21 +5,23 @@ An extension of OpenAI's protocol, in the manner of its videos.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from safelight.entrypoint import schema
 from safelight.entrypoint.context import Manager
 from safelight.entrypoint.media import MediaResponse, media_response
-from safelight.entrypoint.openai import parsing
 from safelight.entrypoint.openai.events import job_of_kind
 from safelight.entrypoint.openai.polling import (
+    After,
+    Limit,
+    Order,
     Prefer,
-    error_of,
+    content_url,
+    facts,
     listed,
     say_when_to_ask,
-    status_of,
     waited,
 )
 from safelight.manager.events import JobView
@@ -33,11 +35,7 @@ ImageId = Annotated[str, Path(description="The `id` of an answer.")]
 
 @router.get("", response_model=schema.ImageJobList, response_model_exclude_unset=True)
 async def page(
-    manager: Manager,
-    http: Request,
-    limit: Annotated[int, Query(ge=0, le=100)] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
-    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+    manager: Manager, http: Request, limit: Limit = 20, after: After = None, order: Order = "desc"
 ) -> dict[str, Any]:
     """A page of image jobs, newest first."""
     found = await manager.list(TASKS["image"], limit=limit, after=after, order=order)
@@ -82,45 +80,22 @@ async def content(
     return await media_response(manager, await job_of_kind(manager, image_id, "image"), index)
 
 
-def url_of(http: Request, job_id: str, index: int) -> str:
-    """Absolute, as clients need it, by the name under which this client reached the server."""
-    return f"{http.base_url}v1/images/{job_id}/content?index={index}"
-
-
 def as_job(view: JobView, http: Request) -> dict[str, Any]:
     """The job as its readers see it, like a video."""
-    request, sampling = view.request, view.request.sampling
-    job = {
-        "id": view.id,
+    request = view.request
+    return facts(view) | {
         "object": "image.job",
-        "model": request.model,
-        "status": status_of(view),
-        "progress": view.progress,
-        "created_at": int(view.created_at),
-        "completed_at": None if view.completed_at is None else int(view.completed_at),
-        "prompt": request.prompt,
         "n": request.n,
-        "size": f"{sampling.width}x{sampling.height}",
         "output_format": request.format,
         "data": _links(view, http),
-        "error": error_of(view),
-        "seed": request.seed_of(0),
         "seeds": [request.seed_of(index) for index in range(request.n)],
-        "num_inference_steps": sampling.num_inference_steps,
-        "guidance_scale": sampling.guidance_scale,
-        "negative_prompt": sampling.negative_prompt,
-        "steps_done": view.steps_done,
     }
-    known = {
-        "eta": view.eta,
-        "queue_position": view.position,
-        "warnings": parsing.echo(request, "warnings", list[str]) or None,
-    }
-    return job | {key: value for key, value in known.items() if value is not None}
 
 
 def _links(view: JobView, http: Request) -> list[dict[str, str]]:
     """The images, once they are all there."""
     if view.status is not Status.COMPLETED:
         return []
-    return [{"url": url_of(http, view.id, index)} for index in range(len(view.outputs))]
+    return [
+        {"url": content_url(http, "image", view.id, index)} for index in range(len(view.outputs))
+    ]

@@ -17,9 +17,9 @@ from safelight.entrypoint.context import Config, Manager, ParsedBody
 from safelight.entrypoint.inputs import media_of
 from safelight.entrypoint.openai import parsing, streaming
 from safelight.entrypoint.openai.events import encoded
-from safelight.entrypoint.openai.image_jobs import as_job, url_of
+from safelight.entrypoint.openai.image_jobs import as_job
 from safelight.entrypoint.openai.image_parsing import image_request
-from safelight.entrypoint.openai.polling import say_when_to_ask, wants_async
+from safelight.entrypoint.openai.polling import content_url, say_when_to_ask, wants_async
 from safelight.entrypoint.waiting import CLIENT_CLOSED, finished, raise_unless_completed
 from safelight.errors import GenerationFailed, InvalidRequest
 from safelight.manager.events import JobView
@@ -189,7 +189,7 @@ async def _answer(view: JobView, asked: schema.ImageBody, http: Request) -> dict
     answer = {
         "created": int(view.completed_at or view.created_at),
         "data": [
-            await _image(output, asked, url_of(http, view.id, index))
+            await _image(output, asked, content_url(http, "image", view.id, index))
             for index, output in enumerate(view.outputs)
         ],
         **_common(request),

@@ -1,4 +1,4 @@
-"""What all jobs have in common that clients poll."""
+"""What all jobs have in common that clients poll and list."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import Header, Response
+from fastapi import Header, Query, Request, Response
 
+from safelight.entrypoint.openai import parsing
 from safelight.manager.events import JobView
 from safelight.manager.manager import RequestManager
 from safelight.manager.reader import Page
+from safelight.request import Output
 from safelight.store.tables import Status
 
 MIN_POLL_MS, MAX_POLL_MS = 50, 1000
@@ -23,6 +25,11 @@ Prefer = Annotated[
     str | None,
     Header(description=f"`wait=N` (RFC 7240): hold the answer, {MAX_WAIT_S} seconds at most."),
 ]
+
+
+Limit = Annotated[int, Query(ge=0, le=100)]
+After = Annotated[str | None, Query(description="`last_id` of the page before.")]
+Order = Annotated[Literal["asc", "desc"], Query(description="By time of creation.")]
 
 
 def patience(prefer: str | None) -> int:
@@ -69,6 +76,39 @@ def listed(page: Page, shown: Callable[[JobView], dict[str, Any]]) -> dict[str, 
         "last_id": ids[-1] if ids else None,
         "has_more": page.has_more,
     }
+
+
+def facts(view: JobView) -> dict[str, Any]:
+    """What is said of every job, whatever it makes; the models in `schema` have the order."""
+    request, sampling = view.request, view.request.sampling
+    always = {
+        "id": view.id,
+        "model": request.model,
+        "status": status_of(view),
+        "progress": view.progress,
+        "created_at": int(view.created_at),
+        "completed_at": None if view.completed_at is None else int(view.completed_at),
+        "prompt": request.prompt,
+        "size": f"{sampling.width}x{sampling.height}",
+        "error": error_of(view),
+        "seed": request.seed_of(0),
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "negative_prompt": sampling.negative_prompt,
+        "steps_done": view.steps_done,
+    }
+    known = {
+        "eta": view.eta,
+        "queue_position": view.position,
+        "warnings": parsing.echo(request, "warnings", list[str]) or None,
+    }
+    return always | {key: value for key, value in known.items() if value is not None}
+
+
+def content_url(http: Request, kind: Output, job_id: str, index: int) -> str:
+    """Of an output; absolute, as clients need it, by the name under which this client reached the
+    server."""
+    return f"{http.base_url}v1/{kind}s/{job_id}/content?index={index}"
 
 
 def status_of(view: JobView) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -13,11 +13,13 @@ from safelight.entrypoint.media import MediaResponse, media_response
 from safelight.entrypoint.openai import parsing, variants
 from safelight.entrypoint.openai.events import job_of_kind
 from safelight.entrypoint.openai.polling import (
+    After,
+    Limit,
+    Order,
     Prefer,
-    error_of,
+    facts,
     listed,
     say_when_to_ask,
-    status_of,
     waited,
 )
 from safelight.entrypoint.openai.video_parsing import video_request
@@ -70,10 +72,7 @@ async def create_and_wait(
 
 @router.get("", response_model=schema.VideoList, response_model_exclude_unset=True)
 async def page(
-    manager: Manager,
-    limit: Annotated[int, Query(ge=0, le=100)] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
-    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+    manager: Manager, limit: Limit = 20, after: After = None, order: Order = "desc"
 ) -> dict[str, Any]:
     """A page of video jobs, newest first."""
     found = await manager.list(TASKS["video"], limit=limit, after=after, order=order)
@@ -137,37 +136,19 @@ def polled(view: JobView, response: Response) -> dict[str, Any]:
 def as_video(view: JobView) -> dict[str, Any]:
     """The contract's 13 keys, always, then what only Safelight says."""
     request, sampling = view.request, view.request.sampling
-    video = {
-        "id": view.id,
+    video = facts(view) | {
         "object": "video",
-        "model": request.model,
-        "status": status_of(view),
-        "progress": view.progress,
-        "created_at": int(view.created_at),
-        "completed_at": None if view.completed_at is None else int(view.completed_at),
         "expires_at": None,
-        "prompt": request.prompt,
         "seconds": seconds_of(request),
-        "size": f"{sampling.width}x{sampling.height}",
         "remixed_from_video_id": parsing.echo(request, "remixed_from_video_id", str),
-        "error": error_of(view),
-        "seed": request.seed_of(0),
         "num_frames": sampling.num_frames,
         "fps": sampling.fps,
-        "num_inference_steps": sampling.num_inference_steps,
-        "guidance_scale": sampling.guidance_scale,
-        "negative_prompt": sampling.negative_prompt,
-        "steps_done": view.steps_done,
     }
-    known = {
-        "eta": view.eta,
-        "queue_position": view.position,
-        "n": request.n if request.n > 1 else None,
-        "seeds": [request.seed_of(i) for i in range(request.n)] if request.n > 1 else None,
-        "extended_from_video_id": parsing.echo(request, "extended_from_video_id", str),
-        "warnings": parsing.echo(request, "warnings", list[str]) or None,
-    }
-    return video | {key: value for key, value in known.items() if value is not None}
+    if request.n > 1:
+        video |= {"n": request.n, "seeds": [request.seed_of(i) for i in range(request.n)]}
+    if continued := parsing.echo(request, "extended_from_video_id", str):
+        video["extended_from_video_id"] = continued
+    return video
 
 
 def seconds_of(request: GenerationRequest) -> str:
